@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from benchmarks import dispatching, fleet, flow, movers, peers, plot, scale, topologies
+from benchmarks import dispatching, fleet, flow, lines, movers, peers, plot, scale, topologies
 from benchmarks.figures import Figure, as_data, has_pgo, python_build, table
 from trollmoves.tests.helpers import legacy_peer as earlier
 from trollmoves.tests.servers import postgresql
@@ -31,6 +31,7 @@ def works(*, full: bool, old: bool, with_peers: bool) -> dict[str, Work]:
         "metrics": partial(flow.metrics, count=2000),
         "small": partial(movers.small, count=500, old=old),
         "large": partial(movers.large, megabytes=200 * times),
+        "lines": partial(lines.lines, megabytes=100 * times, count=500 * times),
         "fan-out": partial(topologies.fan_out, count=200 * times),
         "clients": partial(topologies.fan_out, count=100 * times, most=50),
         "fan-in": partial(topologies.fan_in, count=500 * times),
@@ -61,7 +62,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--old", action="store_true", help="compare with 0.19.0, which is installed into a separate venv"
     )
-    parser.add_argument("--peers", action="store_true", help="run other programs too: lsyncd and rsync")
+    parser.add_argument("--peers", action="store_true", help="run other programs too: lsyncd, sr3")
     parser.add_argument("--full", action="store_true", help="five times as many files; half an hour")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     parser.add_argument("--plot", type=Path, help="draw the ratios to 0.19.0 into this file (SVG)")

@@ -14,6 +14,7 @@ from benchmarks.figures import Figure
 from trollmoves.tests.helpers import legacy_peer as earlier
 from trollmoves.tests.helpers.daemons import REPOSITORY, Testbed
 from trollmoves.tests.servers.openssh import OpenSsh
+from trollmoves.tests.servers.process import HOST
 from trollmoves.tests.servers.pyftpd import USER, PyFtpd
 
 THREADS = 4
@@ -47,6 +48,18 @@ class MoverBench:
         """The private key file."""
         return self._ssh.user_key
 
+    @property
+    def ssh_port(self) -> int:
+        """The port that the SSH benchmarks connect to."""
+        return self._ssh.port
+
+    def use_port(self, port: int) -> None:
+        """Connect to this port of a relay to the SSH server."""
+        self._ssh.port = port
+        for known in (self._ssh.known_hosts, self.home / ".ssh" / "known_hosts"):
+            with known.open("a") as file:
+                file.write(self._ssh.known_as(HOST, port))
+
     def url(self, scheme: str, folder: str) -> str:
         """Create a directory and return its URL."""
         (self.out / folder).mkdir(exist_ok=True)
@@ -61,8 +74,8 @@ class MoverBench:
                 for _ in range(max(1, size // 1_000_000)):
                     file.write(os.urandom(min(size, 1_000_000)))
 
-    def seconds(self, python: str, scheme: str, count: int, threads: int) -> float | None:
-        """Return the seconds for all files; None if a file failed."""
+    def seconds(self, python: str, scheme: str, count: int, threads: int, transport: str = "") -> float | None:
+        """Return the seconds for all files; None if a file failed. ``transport`` is the value of ``ssh_transport``."""
         url = self.url(scheme, f"{scheme}-{Path(python).parent.parent.name}-{threads}")
         environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {
             "HOME": str(self.home)
@@ -72,7 +85,7 @@ class MoverBench:
         command = [python, "-P", str(Path(__file__).with_name("one_mover.py")), url, str(self.files), str(count)]
         key = "-" if scheme == "ftp" else str(self.key)
         done = subprocess.run(
-            [*command, str(threads), key, *([] if python == sys.executable else ["named"])],
+            [*command, str(threads), key, transport, *([] if python == sys.executable else ["named"])],
             env=environment,
             capture_output=True,
             text=True,
@@ -84,15 +97,14 @@ class MoverBench:
         took, failed = done.stdout.split()
         return float(took) if int(failed) == 0 else None
 
-    def openssh(self, cipher: str | None = None) -> float:
-        """Return the seconds that OpenSSH's sftp takes for the first file."""
+    def openssh(self, cipher: str | None = None, count: int = 1) -> float:
+        """Return the seconds that OpenSSH's sftp takes for the first ``count`` files."""
         options = ["-q", "-o", f"UserKnownHostsFile={self._ssh.known_hosts}", "-o", "IdentitiesOnly=yes"]
         options += ["-i", str(self.key), *(["-c", cipher] if cipher else [])]
         command = ["sftp", *options, "-b", "-", "-P", str(self._ssh.port), f"{self._ssh.user}@127.0.0.1"]
+        puts = "".join(f"put {self.files}/f{number} {self.out}/openssh{number}\n" for number in range(count))
         began = time.monotonic()
-        subprocess.run(
-            command, input=f"put {self.files}/f0 {self.out}/openssh\n".encode(), check=True, stdout=subprocess.DEVNULL
-        )
+        subprocess.run(command, input=puts.encode(), check=True, stdout=subprocess.DEVNULL)
         return time.monotonic() - began
 
 

@@ -1,7 +1,8 @@
 """Move files with the ``move_it`` of the trollmoves that is installed for this Python: ours or 0.19.0. A program.
 
-Arguments: URL of a directory, folder with the files f0, f1, ..., their number, number of threads, key file or "-", and
-"named" if each destination must end with the name of the file: 0.19.0 does not support directories with all protocols.
+Arguments: URL of a directory, folder with the files f0, f1, ..., their number, number of threads, key file or "-",
+value of ssh_transport or "", and "named" if each destination must end with the name of the file: 0.19.0 does not
+support directories with all protocols.
 Prints the seconds and the number of failed files. If there are many files, one more is moved before the measurement:
 ours imports the library of the protocol then, 0.19.0 at its start.
 """
@@ -25,11 +26,16 @@ def _numbered(count: int) -> queue.SimpleQueue[str]:
     return names
 
 
+def _attributes(key: str, transport: str) -> dict[str, object]:
+    login: dict[str, object] = {"ssh_key_filename": key, "connection_uptime": 30} if key != "-" else {}
+    return login | ({"ssh_transport": transport} if transport else {})
+
+
 def main() -> None:
     """Move the files and print the result."""
-    url, folder, count, threads, key, *named = sys.argv[1:]
+    url, folder, count, threads, key, transport, *named = sys.argv[1:]
     logging.basicConfig(level=logging.CRITICAL)
-    attributes = {"ssh_key_filename": key, "connection_uptime": 30} if key != "-" else {}
+    attributes = _attributes(key, transport)
     failed: list[str] = []
 
     def work(names: queue.SimpleQueue[str]) -> None:

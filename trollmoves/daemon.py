@@ -25,6 +25,7 @@ from trollmoves.config.probes import probes
 from trollmoves.control.server import ControlServer, Handler, Peer
 from trollmoves.errors import ConfigError, JournalError, JournalFull, StartError, TrollmovesError
 from trollmoves.journal import (
+    JOURNAL_SUFFIX,
     Compactors,
     Journal,
     Retention,
@@ -46,6 +47,8 @@ from trollmoves.orders.executor import OrderExecutor, Resender
 from trollmoves.orders.order import ACTIONS, OrderRejected
 from trollmoves.scheduler.lanes import ChainPolicy, FileStats
 from trollmoves.scheduler.scheduler import Scheduler
+from trollmoves.spool import SUFFIX as SPOOL_SUFFIX
+from trollmoves.spool import Spool
 from trollmoves.standby import Standby, find_holder, open_when_reachable
 from trollmoves.status import model
 from trollmoves.status.sections import sections_of
@@ -59,7 +62,9 @@ from trollmoves.watch import FileWatch
 logger = logging.getLogger(__name__)
 
 DISK_SPACE_POLL = 5.0  # s between two attempts to create the journal on a full disk
+REOPEN_DELAY = 5.0  # s before a shared journal is opened again that could not be read or written at the start
 DAY = 86_400.0  # s
+OVERLAP = 5.0  # s in which the chains connect, after a start without a journal
 WORLD_WRITABLE = 0o002  # permission bit that is always masked: no file made here is world-writable
 SWITCH_INTERVAL = 0.001  # s; GIL switch interval; the default of 5 ms would dominate latency
 
@@ -79,6 +84,16 @@ class Chain(Protocol):
 
     def stop(self) -> None:
         """Shut the chain down; also after a failed start."""
+
+
+class Receiver(Protocol):
+    """Receives messages for all chains before they start."""
+
+    def start(self) -> None:
+        """Start receiving."""
+
+    def stop(self) -> None:
+        """Stop receiving."""
 
 
 @runtime_checkable
@@ -107,6 +122,7 @@ class Runtime:
     scheduler: Scheduler
     health: Health
     on_announced: Callable[[str, Sequence[FileStats]], None] | None = None  # counts announced files for the metrics
+    spool: Spool | None = None  # keeps messages while a journal that several hosts share cannot be written
 
 
 class Daemon(ABC, Generic[O]):
@@ -127,9 +143,12 @@ class Daemon(ABC, Generic[O]):
         self._sections: tuple[str, ...] = ()  # all sections, also those that do not run; replaced, never modified
         self._configuration: config_file.Configuration[O] | None = None  # that runs; replaced, never modified
         self._ending = False
+        self._is_engine_away = False  # of a shared journal, when the chains were to start
         self._lines_dropped: Callable[[], int] = int  # the number of log lines that were dropped
         self._service = ServiceManager()
         self._control = ""  # the path for the control socket
+        self._spool: Spool | None = None
+        self._receivers: Sequence[Receiver] = ()  # until the chains run; see ``keep_messages``
         self._start_errors: dict[str, str] = {}  # why chains do not run, the last one last; replaced, never modified
         self._chains_lock = threading.Lock()  # guards the dict, which heartbeat threads read
 
@@ -141,6 +160,14 @@ class Daemon(ABC, Generic[O]):
 
     def open_shared(self, runtime: Runtime) -> None:
         """Open the resources shared by all chains; raise ``StartError`` if one is not available."""
+
+    def keep_messages(
+        self,
+        found: config_file.Configuration[O],  # noqa: ARG002
+        spool: Spool,  # noqa: ARG002
+    ) -> Sequence[Receiver]:
+        """Return what keeps messages in a spool while the journal cannot be opened."""
+        return ()
 
     def close_shared(self) -> None:
         """Close the shared resources."""
@@ -300,24 +327,74 @@ class Daemon(ABC, Generic[O]):
         if log:
             self._lines_dropped = lambda: log.dropped
             self._listen_to_signals(log)
-        self._control = place_journal("", self._file, self.role) if is_shared(path) else path
+        self._control = path
+        if is_shared(path):
+            self._control = place_journal("", self._file, self.role)
+            self._spool = Spool(self._control.removesuffix(JOURNAL_SUFFIX) + SPOOL_SUFFIX)
+        try:
+            self._run_with_journals(path, current)
+        finally:
+            self._stop_receivers()
+            if self._spool:
+                self._spool.close()
+        return 0
+
+    def _run_with_journals(self, path: str, current: config_file.Configuration[O]) -> None:
+        """Open the journal and run the chains, again each time that the journal must be opened again."""
         damage, is_unusable = "", False
-        while journal := self._open_journal(path, current.process, damage):
+        while journal := self._open_journal(path, current, damage):
             try:
-                if self._wait_as_standby(journal):
-                    with suppress(JournalError):  # the disk may be full; only the command ``trollmoves`` reads it
-                        journal.record_owner(self.role, self._file)
-                    current = self._run_chains(current, journal)
-            except StartError:
-                if not (journal.damage or journal.replaced):
-                    raise
+                current = self._work(current, journal)
             finally:
                 damage = journal.damage
-                is_unusable = bool(damage or journal.replaced)
+                is_unusable = bool(damage or journal.replaced or self._is_engine_away)
                 journal.close()
             if self._ending or not is_unusable:
                 break
-        return 0
+
+    def _keep_messages(self, current: config_file.Configuration[O]) -> None:
+        """Begin to keep messages, because the journal cannot be opened now."""
+        if self._spool and not self._receivers:
+            self._receivers = self.keep_messages(current, self._spool)
+            for receiver in self._receivers:
+                receiver.start()
+
+    def _replace_receivers(self) -> None:
+        """Stop to keep messages when the chains are connected; those that both receive have no further effect."""
+        if self._receivers:
+            timer = threading.Timer(OVERLAP, self._stop_receivers)
+            timer.daemon = True
+            timer.start()
+
+    def _stop_receivers(self) -> None:
+        receivers, self._receivers = self._receivers, ()
+        for receiver in receivers:
+            receiver.stop()
+
+    def _work(self, current: config_file.Configuration[O], journal: Journal) -> config_file.Configuration[O]:
+        """Wait for the lease, and run the chains until the process stops or the journal is to be opened again.
+
+        Return their configuration.
+        """
+        self._is_engine_away = False
+        try:
+            if self._wait_as_standby(journal):
+                with suppress(JournalError):  # the disk may be full; only the command ``trollmoves`` reads it
+                    journal.record_owner(self.role, self._file)
+                return self._run_chains(current, journal)
+        except StartError as error:
+            self._is_engine_away = _is_away(journal, error)
+            if self._is_engine_away:
+                logger.error("%s; opening the journal again in %.0f s", error, REOPEN_DELAY)
+                self._wait_for_engine()
+            elif not (journal.damage or journal.replaced):
+                raise
+        return current
+
+    def _wait_for_engine(self) -> None:
+        self._service.notify(STATUS="waiting for the journal", WATCHDOG=1, EXTEND_TIMEOUT_USEC=int(2e6 * REOPEN_DELAY))
+        with suppress(Empty):
+            self._ending = self._orders.get(timeout=REOPEN_DELAY) == "stop"
 
     def _wait_as_standby(self, journal: Journal) -> bool:
         """Wait until no other host works with the journal; return False if the process was stopped first."""
@@ -328,7 +405,7 @@ class Daemon(ABC, Generic[O]):
             "health": lambda *_: process | {"status": "OK", "code": 0, "problems": [], "standby": True},
             **dict.fromkeys(ACTIONS, lambda *_: _reject_order(journal)),
         }
-        order = Standby(journal, self._orders, self._service, self._control, handlers).wait()
+        order = Standby(journal, self._orders, self._service, self._control, handlers, self._stop_receivers).wait()
         self._ending = order == "stop"
         return not order
 
@@ -347,8 +424,9 @@ class Daemon(ABC, Generic[O]):
             members=members,
         )
 
-    def _open_journal(self, path: str, process: ProcessOptions, damage: str) -> Journal | None:
+    def _open_journal(self, path: str, current: config_file.Configuration[O], damage: str) -> Journal | None:
         """Open the journal, waiting for disk space; return None if the process was stopped first."""
+        process = current.process
         open_it = partial(
             open_journal,
             path,
@@ -359,7 +437,7 @@ class Daemon(ABC, Generic[O]):
             lease=process.fleet_lease,
         )
         if is_shared(path):
-            return open_when_reachable(open_it, self._orders, self._service)
+            return open_when_reachable(open_it, self._orders, self._service, partial(self._keep_messages, current))
         logged = False
         while True:
             try:
@@ -383,7 +461,8 @@ class Daemon(ABC, Generic[O]):
         scheduler = Scheduler(journal, current.process.workers, counters.count_result if counters else None)
         self._sections = (*current.sections, *current.broken)
         health = Health(journal, scheduler, self._origins, lambda: set(self._sections) - self.running_options().keys())
-        runtime = Runtime(current.process, journal, scheduler, health, counters.count_announced if counters else None)
+        on_announced = counters.count_announced if counters else None
+        runtime = Runtime(current.process, journal, scheduler, health, on_announced, self._spool)
         self.open_shared(runtime)
         self._configuration = current
         facts = {"role": self.role, "config": os.path.abspath(self._file)}
@@ -399,6 +478,7 @@ class Daemon(ABC, Generic[O]):
             with self.paused_input():
                 for options in current.sections.values():
                     self._start_chain(options, runtime)
+            self._replace_receivers()
             if not self._chains:
                 reason = "".join(f": [{name}] {error}" for name, error in list(self._start_errors.items())[-1:])
                 raise StartError(f"{self._file}: no chain could be started{reason}")
@@ -417,7 +497,8 @@ class Daemon(ABC, Generic[O]):
             reporter.start()
             return self._command_loop(current, runtime)
         finally:
-            reporter.stop(is_final=self._ending or not (journal.damage or journal.replaced))
+            is_continued = journal.damage or journal.replaced or sys.exception()
+            reporter.stop(is_final=self._ending or not is_continued)
             monitor.stop()
             if page:
                 page.stop()
@@ -501,6 +582,8 @@ class Daemon(ABC, Generic[O]):
             self._start_errors = {**self._start_errors, options.name: str(error)}
             if chain:
                 self._stop_safely(chain)
+            if isinstance(error, JournalError) and _is_away(runtime.journal, error):
+                raise  # the chains start when the journal can be opened again
             return False
         with self._chains_lock:
             self._chains[options.name] = chain
@@ -606,6 +689,11 @@ class Daemon(ABC, Generic[O]):
                 )
             self.close_shared()
         logger.info("stopped")
+
+
+def _is_away(journal: Journal, error: StartError) -> bool:
+    """Return True if the engine of a shared journal did not respond in time."""
+    return bool(journal.life) and isinstance(error, JournalError) and error.temporary
 
 
 def _reject_order(journal: Journal) -> NoReturn:

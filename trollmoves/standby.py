@@ -24,7 +24,8 @@ REPORT_INTERVAL = 60.0  # s between two lines about a journal that cannot be rea
 class Standby:
     """Waits for the lease of a fleet: it binds no port, and only replies to commands. Main thread.
 
-    ``orders`` are those of the daemon, and ``control`` the path for its control socket.
+    ``orders`` are those of the daemon, and ``control`` the path for its control socket. ``on_waiting`` is called once
+    if another member works.
     """
 
     def __init__(
@@ -34,7 +35,9 @@ class Standby:
         service: ServiceManager,
         control: str,
         handlers: Mapping[str, Handler],
+        on_waiting: Callable[[], None] = lambda: None,
     ) -> None:
+        self._on_waiting = on_waiting
         self._journal = journal
         self._orders = orders
         self._service = service
@@ -49,6 +52,7 @@ class Standby:
         """
         if self._take():
             return ""
+        self._on_waiting()
         self._service.notify(READY=1)
         self._control.start()
         started = time.monotonic()
@@ -110,9 +114,14 @@ def find_holder(journal: Journal) -> MemberRow | None:
 
 
 def open_when_reachable(
-    open_journal: Callable[[], Journal], orders: SimpleQueue[str], service: ServiceManager
+    open_journal: Callable[[], Journal],
+    orders: SimpleQueue[str],
+    service: ServiceManager,
+    on_unreachable: Callable[[], None],
 ) -> Journal | None:
     """Return the opened journal, as soon as its engine can be reached; None if the process was stopped first.
+
+    ``on_unreachable`` is called after each attempt that fails.
 
     Raises:
         JournalUnusable: an operator must correct the login, the rights or the version first.
@@ -127,6 +136,7 @@ def open_when_reachable(
             if time.monotonic() - reported >= REPORT_INTERVAL:
                 reported = time.monotonic()
                 logger.error("%s; trying again every %.0f s", error, POLL_INTERVAL)
+            on_unreachable()
             extension = int(1e6 * (MAX_OPEN_TIME + POLL_INTERVAL))  # us
             service.notify(STATUS="waiting for the journal", EXTEND_TIMEOUT_USEC=extension, WATCHDOG=1)
         with suppress(Empty):

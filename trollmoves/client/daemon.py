@@ -5,23 +5,27 @@ from __future__ import annotations
 import argparse
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from trollmoves.client.receipts import ReceiptPublisher
+from trollmoves.config.config_file import Configuration
 from trollmoves.config.options import ClientOptions
-from trollmoves.daemon import Chain, Daemon, Runtime
+from trollmoves.daemon import Chain, Daemon, Receiver, Runtime
+from trollmoves.errors import StartError
 from trollmoves.journal import drop_body
 from trollmoves.messaging.publisher import Publisher
 from trollmoves.messaging.requester import Requester
 from trollmoves.net import urls
 from trollmoves.orders.executor import Resender
-from trollmoves.receiver.announcements import PEER, AnnouncementReceiver
+from trollmoves.receiver.announcements import PEER, AnnouncementReceiver, keeping_subscriber
 from trollmoves.receiver.destinations import Destinations
 from trollmoves.receiver.fetch_attempt import FetchAttempt
 from trollmoves.receiver.fetch_tasks import KIND, FetchTasks, client_name, compact_body, task_again
 from trollmoves.receiver.fetcher import Fetcher
 from trollmoves.receiver.fleet_addresses import FleetAddresses
 from trollmoves.receiver.peers import Peers
+from trollmoves.spool import Spool
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +84,15 @@ class ClientChain:
             delay=self._publisher.grace,
         )
         self._receiver = AnnouncementReceiver(
-            options, options.topic, runtime.journal, runtime.scheduler, self._requester, fetches, peers, fleets
+            options,
+            options.topic,
+            runtime.journal,
+            runtime.scheduler,
+            self._requester,
+            fetches,
+            peers,
+            fleets,
+            runtime.spool,
         )
 
     def start(self) -> None:
@@ -135,6 +147,14 @@ class Client(Daemon[ClientOptions]):
     def make_chain(self, options: ClientOptions, runtime: Runtime) -> Chain:
         """Return a new chain for one section."""
         return ClientChain(options, runtime)
+
+    def keep_messages(self, found: Configuration[ClientOptions], spool: Spool) -> Sequence[Receiver]:
+        """Return a subscriber for each chain with valid addresses."""
+        receivers: list[Receiver] = []
+        for options in found.sections.values():
+            with suppress(StartError):  # the start of the chain will log it
+                receivers.append(keeping_subscriber(options, options.topic, spool))
+        return receivers
 
 
 def make_parser() -> argparse.ArgumentParser:

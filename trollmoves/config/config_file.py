@@ -21,7 +21,7 @@ from trollmoves.journal import is_shared
 from trollmoves.net import urls
 from trollmoves.net.urls import MASK
 
-SHARING_ROLES = {"client", "server"}  # whose members may all work
+SHARING_ROLES = {"client", "server", "dispatcher"}  # whose members may all work
 O = TypeVar("O", bound=ChainOptions)  # noqa: E741  (one letter, as is the custom for a type)
 
 
@@ -112,7 +112,7 @@ def _check_sharing(diagnostics: Diagnostics, process: ProcessOptions, roles: set
         text = "share needs a journal on PostgreSQL: set journal = postgresql://..."
         diagnostics.problem(DEFAULT, "fleet", text)
     for role in sorted(roles - SHARING_ROLES):
-        text = f"share is not supported by a {role}, only by a client or a server: use fleet = standby"
+        text = f"share is not supported by a {role}, only by a client, server or dispatcher: use fleet = standby"
         diagnostics.problem(DEFAULT, "fleet", text)
 
 

@@ -208,6 +208,12 @@ class ServerOptions(ChainOptions):
     )
     addr_listener: bool = option(parsers.boolean, "true", "with `listen`: subscribe to services that start later")
     timeout: float = option(parsers.seconds, "10", "with `listen`: seconds to wait for the name server")
+    repeat_after: float = option(
+        parsers.seconds,
+        "300",
+        "with `listen`: seconds after an announcement during which a repeated message with the same metadata about the "
+        "unchanged file is ignored; later the file is announced again",
+    )
     translate: bool = option(
         parsers.boolean,
         "false",
@@ -482,8 +488,8 @@ LEGACY_IGNORED = ("publisher_port", "publish_port", "origin_inotify_base_dir_ski
 
 # Without effect in move_it.py: it pushes files without requests.
 NOT_OF_MOVE_IT = (
-    *("listen", "services", "topics", "addresses", "nameserver", "addr_listener", "timeout", "translate"),
-    *("station", "allowed_destinations", "unpack", "remove_delay"),
+    *("listen", "services", "topics", "addresses", "nameserver", "addr_listener", "timeout", "repeat_after"),
+    *("translate", "station", "allowed_destinations", "unpack", "remove_delay"),
 )
 
 # Without effect in a mirror: it subscribes to its providers only and publishes on one port for all chains.

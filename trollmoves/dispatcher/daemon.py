@@ -13,8 +13,8 @@ from functools import partial
 
 from trollmoves.config import dispatcher_file
 from trollmoves.config.config_file import Configuration, check_report
-from trollmoves.config.options import DispatcherOptions, TargetOptions
-from trollmoves.daemon import Chain, Runtime, nameservers_of
+from trollmoves.config.options import DispatcherOptions, ProcessOptions, TargetOptions
+from trollmoves.daemon import Chain, Receiver, Runtime, nameservers_of
 from trollmoves.daemons.subscriber import SubscriberDaemon
 from trollmoves.dispatcher.deliveries import COMPACTORS, RESENDERS, Deliveries, enqueue, is_older
 from trollmoves.dispatcher.explain import explain
@@ -22,7 +22,9 @@ from trollmoves.dispatcher.files import ReceivedMessage
 from trollmoves.matching.patterns import Origin
 from trollmoves.messaging.messages import Message
 from trollmoves.messaging.publisher import Publisher
-from trollmoves.receiver.subscription import Subscription
+from trollmoves.receiver.subscription import OnMessages, Subscription
+from trollmoves.spool import Spool
+from trollmoves.utils.batch_delivery import SetAside
 from trollmoves.watch import DirectoryWatch, FoundFile
 
 logger = logging.getLogger(__name__)
@@ -62,6 +64,10 @@ class TargetChain:
         self.deliveries.start()
         if self._watch:
             self._watch.start()
+
+    def repeat_last_messages(self) -> None:
+        """Publish the last receipts of a killed member of the fleet again."""
+        self.deliveries.republish_lost()
 
     def provider_states(self) -> dict[str, bool]:
         """Return nothing: all targets share the publishers of the process."""
@@ -130,28 +136,51 @@ class Dispatcher(SubscriberDaemon[TargetOptions]):
             )
             self._publisher.start()
         options = runtime.options
+        self._subscription = self._subscribe(
+            options,
+            lambda messages: self._on_messages(messages, runtime),
+            partial(runtime.journal.set_aside, self.role),
+            runtime.spool,
+            on_kept=lambda messages: self._on_messages(messages, runtime, were_kept=True),
+        )
+
+    def _subscribe(
+        self,
+        options: ProcessOptions,
+        on_messages: OnMessages,
+        set_aside: SetAside,
+        spool: Spool | None = None,
+        on_kept: OnMessages | None = None,
+    ) -> Subscription:
         assert isinstance(options, DispatcherOptions)  # noqa: S101  (for the type checker)
-        self._subscription = Subscription(
+        subscription = Subscription(
             self.role,
             options.subscribe_addresses,
             options.nameserver,
             options.subscribe_services,
-            lambda messages: self._on_messages(messages, runtime),
-            partial(runtime.journal.set_aside, self.role),
+            on_messages,
+            set_aside,
+            spool=spool,
+            on_kept=on_kept,
         )
-        self._subscription.add_topics(self._topics)
+        subscription.add_topics(self._topics)
+        return subscription
+
+    def keep_messages(self, found: Configuration[TargetOptions], spool: Spool) -> Sequence[Receiver]:
+        """Return a subscription to the messages for all targets."""
+        return [self._subscribe(found.process, lambda messages: spool.keep(self.role, messages), lambda *_: None)]
 
     def make_chain(self, options: TargetOptions, runtime: Runtime) -> Chain:
         """Return the chain of one target."""
         return TargetChain(options, runtime, self._publisher)
 
-    def _on_messages(self, messages: Sequence[Message], runtime: Runtime) -> None:
+    def _on_messages(self, messages: Sequence[Message], runtime: Runtime, *, were_kept: bool = False) -> None:
         """Store the deliveries for a batch of messages; the next batch is received after that."""
         chains = [chain for chain in self.running_chains() if isinstance(chain, TargetChain) and chain.uses_messages]
         enqueue(
             [
                 (chain.deliveries, task)
-                for received in map(ReceivedMessage, messages)
+                for received in (ReceivedMessage(message, was_kept=were_kept) for message in messages)
                 for chain in chains
                 for task in chain.deliveries.tasks(received, received.message.subject)
             ],

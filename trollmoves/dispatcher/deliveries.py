@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from typing import NamedTuple
 from urllib.parse import ParseResult
 
 from trollmoves.config.options import TargetOptions
@@ -51,6 +52,17 @@ COMPACTORS: Compactors = {KIND: compact_body, REPUBLISH: drop_body}
 RESENDERS: Mapping[str, Resender] = {KIND: Resender(task_again, task_to)}
 
 
+class _Context(NamedTuple):
+    """The context of a delivery.
+
+    ``sent`` is when its message was sent, in seconds since the epoch; infinite if no other member can have received it.
+    """
+
+    order: DeliveryOrder
+    receipt: Message | None
+    sent: float
+
+
 class Deliveries:
     """The deliveries to one target. The subscriber or watch thread calls ``tasks``; worker threads run the tasks.
 
@@ -90,13 +102,18 @@ class Deliveries:
         if self._publisher and not self._topic:
             logger.info("[%s] no publish_topic: its deliveries will not be published", self.name)
         delay = self._publisher.grace if self._publisher else 0.0
-        self._scheduler.register(
-            self.name, KIND, limit=self._options.max_transfers_per_host, handler=self._deliver, delay=delay
-        )
-        self._scheduler.register(self.name, ROUTE, limit=1, handler=self._route)
-        self._scheduler.register(self.name, REMOVE, limit=1, handler=self._remove)
+        self._journal.keep_on_host(self.name, KIND, until_shared=True)  # the file may be on this host only
+        limit = self._options.max_transfers_per_host
+        self._scheduler.register(self.name, KIND, limit=limit, handler=self._deliver, delay=delay, scope="fleet")
+        self._scheduler.register(self.name, ROUTE, limit=1, handler=self._route, scope="host")
+        self._scheduler.register(self.name, REMOVE, limit=1, handler=self._remove, scope="host")
         if self._publisher:
             self._scheduler.register(self.name, REPUBLISH, limit=1, handler=self._republish, delay=delay)
+            self.republish_lost()
+
+    def republish_lost(self) -> None:
+        """Publish again the receipts that a killed process, or a killed member of the fleet, may have lost."""
+        if self._publisher:
             self._scheduler.submit([task for task, new in self._journal.add_tasks(self._unpublished()) if new])
 
     def _unpublished(self) -> list[Task]:
@@ -140,12 +157,14 @@ class Deliveries:
         if received.message.type == "collection" and not self._options.collections:
             return [], None
         matching = [route for route in self._routes if not route.mismatch_reason(subject, received.metadata)]
+        may_be_copy = received.was_kept or self._journal.sharing is not None
+        sent = received.message.timestamp() if may_be_copy else float("inf")
         tasks: list[Task] = []
         failure: TrollmovesError | None = None
         for file in self._local_files(received) if matching else ():
             for route in matching:
                 try:
-                    tasks.append(self._task(route.number, file, removes))
+                    tasks.append(self._task(route.number, file, removes, sent))
                 except TrollmovesError as error:
                     failure = error
         return tasks, failure
@@ -170,15 +189,18 @@ class Deliveries:
                 yield file
             else:
                 subject = received.message.subject
-                logger.warning("[%s] skipped a file in the message about %s: %s", self.name, subject, file)
+                # In a fleet, a member on another host may have the file.
+                level = logging.INFO if self._journal.sharing else logging.WARNING
+                logger.log(level, "[%s] skipped a file in the message about %s: %s", self.name, subject, file)
 
-    def _task(self, number: int, file: LocalFile, removes: bool) -> Task:
+    def _task(self, number: int, file: LocalFile, removes: bool, sent: float) -> Task:
         """Return the delivery of a file by a route; raise ComposeError or BadDestination."""
         url = self._routes[number - 1].destination(file)
         receipt = self._receipt(file, url)
         text = receipt.raw if receipt else ""
         order = DeliveryOrder(file.path, url.scheme, url.netloc, url.path, text, file.size, file.mtime_ns, removes)
-        return Task(self.name, KIND, order.key, order.lane, order.text(), context=(order, receipt))
+        context = _Context(order, receipt, sent)
+        return Task(self.name, KIND, order.key, order.lane, order.text(), context=context, turn=order.turn)
 
     def _receipt(self, file: LocalFile, url: ParseResult) -> Message | None:
         """Return the message to publish after a delivery, with its encoded text, or None if nothing is published."""
@@ -197,12 +219,12 @@ class Deliveries:
 
     def _deliver(self, task: Task) -> Result:
         """Deliver a file; runs on a worker thread."""
-        order, receipt = task.context or (DeliveryOrder(*json.loads(task.body)), None)
+        order, receipt, _ = task.context or (DeliveryOrder(*json.loads(task.body)), None, 0.0)
         with self._order.claim((order.name,), task.id) as current:
             if current is None:
                 task.tries -= 1
                 return Result(retry_in=RECHECK_DELAY)
-            if not current or (self._may_be_late(task) and self._has_newer(task, order)):
+            if not current or task.overtaken or (self._may_be_late(task) and self._has_newer(task, order)):
                 logger.info("[%s] not sending %s: superseded by a newer file", self.name, task.key.partition("\n")[0])
                 return Result(follow_ups=self._removal(task, order))
             return self._send(task, order, receipt)
@@ -299,7 +321,7 @@ class Deliveries:
 
     def repeat_reason(self, stored: Task, repeated: Task) -> str:
         """Return the reason to repeat a delivery that is done, or an empty string."""
-        order = repeated.context[0]
+        order = repeated.context.order
         if order.removes:
             return "the file was removed and is back" if self._was_removed(order) else ""
         if stored.finished is None or self._options.origin:
@@ -318,6 +340,14 @@ class Deliveries:
                 return True
         removals = [self._journal.find(self.name, REMOVE, str(id_)) for id_ in states]
         return all(removal and removal.state == DONE for removal in removals)
+
+    @staticmethod
+    def is_copy(stored: Task, repeated: Task) -> bool:
+        """Return True for a message that was sent before its task was stored: another member received it too.
+
+        This compares the clocks of the publisher and of the journal.
+        """
+        return isinstance(repeated.context, _Context) and repeated.context.sent <= stored.created
 
     def log_ignored(self, stored: Task) -> None:
         """Log that a repeated message has no effect, since the file is delivered or its delivery pending."""
@@ -349,6 +379,8 @@ def enqueue(deliveries: Iterable[tuple[Deliveries, Task]], journal: Journal, sch
     for (stored, is_new), (owner, task) in zip(results, wanted, strict=True):
         if is_new:
             new.append(stored)
+        elif owner.is_copy(stored, task):
+            continue
         elif stored.state == FAILED or (stored.state == WAITING and stored.tries):
             stored.body, stored.context, stored.lane = task.body, task.context, task.lane
             stored.state, stored.tries, stored.due = WAITING, 0, journal.now()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -44,6 +45,11 @@ class DeliveryOrder:
     def name(self) -> str:
         """The destination as a key."""
         return f"{self.scheme}://{self.netloc}{self.destination_path}"
+
+    @property
+    def turn(self) -> str:
+        """The turn of the task: deliveries to one destination run one after the other."""
+        return hashlib.sha256(self.name.encode("utf-8", "backslashreplace")).hexdigest()[:32]
 
     def text(self) -> str:
         """Return the order as JSON for the journal."""
@@ -99,7 +105,7 @@ def task_to(journal: Journal, task: Task, destination: str) -> Task | None:  # n
         return None
     path = f"{url.path.rstrip('/')}/{os.path.basename(order.path)}"
     other = replace(order, scheme=url.scheme, netloc=url.netloc, destination_path=path, receipt="")
-    return Task(task.chain, KIND, other.key, other.lane, other.text(), rank=BACKLOG)
+    return Task(task.chain, KIND, other.key, other.lane, other.text(), rank=BACKLOG, turn=other.turn)
 
 
 def compact_body(task: Task) -> str:

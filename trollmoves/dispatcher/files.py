@@ -30,10 +30,14 @@ class LocalFile:
 
 
 class ReceivedMessage:
-    """A message that caches the status of its files for all targets. Not thread-safe."""
+    """A message that caches the status of its files for all targets. Not thread-safe.
 
-    def __init__(self, message: Message) -> None:
+    ``was_kept``: the message has waited on the disk of this host, so that another host may have handled it too.
+    """
+
+    def __init__(self, message: Message, *, was_kept: bool = False) -> None:
         self.message = message
+        self.was_kept = was_kept
         self._found: list[LocalFile | MessageError] | None = None
 
     @property

@@ -92,6 +92,7 @@ class FetchDaemon(SubscriberDaemon[O]):
             self._on_messages,
             partial(runtime.journal.set_aside, self.role),
             self.types,
+            spool=runtime.spool,
         )
         self._subscription.add_topics(found.topics or ("",))
 

@@ -19,7 +19,8 @@ ALLOWED = frozenset(
     (*LOCAL, *S3, *HTTP, *SSH, "abfs", "abfss", "adl", "az", "ftp", "gcs", "gs", "hdfs", "libarchive", "smb")
 ) | {"tar", "webhdfs", "zip"}
 _IPV6 = re.compile(r"\[[0-9A-Fa-f:.]*")
-_NO_OPTIONS = ("cls", "protocol", "args", "mode")  # a mode could open an archive for writing
+_LOCAL_CHOICE = ("mode", "ssh_transport")  # a mode could open an archive for writing
+_NO_OPTIONS = ("cls", "protocol", "args", *_LOCAL_CHOICE)
 
 
 class Description(NamedTuple):
@@ -62,7 +63,7 @@ def _option(value: Any, depth: int) -> Any:
         return value
     if "protocol" in value or "cls" in value:
         return parse_description(value, depth + 1)
-    return {name: item for name, item in value.items() if name != "mode"}
+    return {name: item for name, item in value.items() if name not in _LOCAL_CHOICE}
 
 
 def is_chained(uri: str) -> bool:

@@ -6,6 +6,7 @@ import functools
 import shutil
 import tarfile
 import time
+import weakref
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -97,17 +98,19 @@ class VerifiedSftp(SFTPFileSystem):  # type: ignore[misc]
         host = f"[{self.host}]" if ":" in self.host else self.host
         netloc = f"{login}@{host}" if login else host
         url = ParseResult("sftp", f"{netloc}:{given['port']}" if given.get("port") else netloc, "/", "", "", "")
-        names = {"key_filename": "ssh_key_filename", "passphrase": "ssh_key_passphrase"}
-        self.client, self.ftp = open_sftp(
-            url, {name: given[key] for key, name in names.items() if isinstance(given.get(key), str)}
-        )
+        names = {
+            "key_filename": "ssh_key_filename",
+            "passphrase": "ssh_key_passphrase",
+            "ssh_transport": "ssh_transport",
+        }
+        opened = open_sftp(url, {name: given[key] for key, name in names.items() if isinstance(given.get(key), str)})
+        self.ftp, self._is_open = opened.client, opened.is_open
+        weakref.finalize(self, opened.close)
         self._last_used = time.monotonic()
 
     def is_usable(self) -> bool:
         """Return True if the login was used recently and is not closed."""
-        transport = self.client.get_transport()
-        is_active = transport is not None and transport.is_active()
-        return is_active and time.monotonic() - self._last_used < MAX_IDLE
+        return self._is_open() and time.monotonic() - self._last_used < MAX_IDLE
 
     def _open(self, path: str, mode: str = "rb", **_: Any) -> Any:
         file = self.ftp.open(path, mode)

@@ -94,8 +94,11 @@ class Journal(Protocol):
         It starts at the wall clock, or at the last time in the journal if that is later. Any thread.
         """
 
-    def keep_on_host(self, chain: str, kind: str) -> None:
-        """Leave new tasks of this kind to members on the host of the one that stores them, if members share tasks."""
+    def keep_on_host(self, chain: str, kind: str, *, until_shared: bool = False) -> None:
+        """Leave new tasks of this kind to members on the host of the one that stores them, if members share tasks.
+
+        With ``until_shared`` all members can run a task as soon as a member on another host has stored it too.
+        """
 
     def still(self) -> bool:
         """Return False once another member of the fleet may have taken over the tasks of this one; without I/O."""

@@ -25,8 +25,10 @@ class Task:
     ``due``, ``created`` and ``finished`` are seconds since the epoch by the journal's clock (``now``).
     ``announcement_number`` is the announcement that the task concerns. A task may be added as ``DONE``, as a record
     only. ``held`` is False if another member of the fleet can claim the task; ``tried_by`` has the lives of the members
-    that may have run it. ``context`` is data of the submitter for the handler, and ``owner`` the sender of the request.
-    They are not stored, so they are empty on a task that was read from the journal.
+    that may have run it. Members of a fleet run tasks of one chain with the same ``turn`` one after the other;
+    ``overtaken`` is True if a newer one was done when the task was claimed. ``context`` is data of the submitter for
+    the handler, and ``owner`` the sender of the request. They are not stored, so they are empty on a task that was read
+    from the journal.
     """
 
     chain: str
@@ -47,6 +49,8 @@ class Task:
     owner: str = ""
     held: bool = True
     tried_by: Sequence[str] = ()
+    turn: str = ""
+    overtaken: bool = False
 
     def may_have_run(self, started: float) -> bool:
         """Return True if the task may have run before, in this process or in one that ended before ``started``."""

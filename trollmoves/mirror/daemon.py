@@ -104,6 +104,7 @@ class MirrorChain(ProviderChain):
             self._relays,
             peers,
             fleets,
+            runtime.spool,
         )
 
     def start(self) -> None:
@@ -157,6 +158,7 @@ class MirrorChain(ProviderChain):
         metadata = payload.announcement_metadata(message.data)
         size = metadata.get("size") if uris == payload.file_uris(upstream_data) else None  # unknown if unpacked
         mtime = metadata.get("mtime", int(message.time.timestamp() * 1e9))
+        returned = {payload.RETURNED: True} if metadata.get(payload.RETURNED) else {}
         announcement = Announcement(
             uris[0],
             payload.file_names(data),
@@ -164,7 +166,7 @@ class MirrorChain(ProviderChain):
             size,
             mtime,
             message.type,
-            extra_metadata={RELAY_KEY: task.key},
+            extra_metadata={RELAY_KEY: task.key, **returned},
             again=is_again(task),
         )
         if not self.announcer.announce([announcement]) and self.announcer.is_stopped:

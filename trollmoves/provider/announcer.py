@@ -7,8 +7,8 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from trollmoves.errors import JournalError, RequestRejected, TrollmovesError
@@ -18,7 +18,9 @@ from trollmoves.messaging.messages import Message
 from trollmoves.messaging.publisher import SUBSCRIBER_GRACE, Publisher
 from trollmoves.messaging.replier import MAX_REQUEST_BYTES
 from trollmoves.provider.file_store import LINK_DIGESTS, FileStore
+from trollmoves.provider.removals import Removals
 from trollmoves.scheduler.lanes import FileStats
+from trollmoves.utils.logs import LogThrottle
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +30,7 @@ MAX_REPLAYED_BYTES = 2 * MAX_REQUEST_BYTES  # of one announcement in a reply, wh
 RETRY_DELAY = 60.0  # s before the next attempt after a journal error
 REPEATED_SECONDS = 3600.0  # s before now in which the undelivered announcements of a killed member are repeated
 PAGE_SIZE = 500  # announcements per query
+FLEET_SECONDS = 60.0  # s in which a report of an unchanged file may be that of another member of a fleet
 
 
 @dataclass(slots=True)
@@ -37,7 +40,9 @@ class Announcement:
     ``size`` is the total in bytes, None if unknown; ``mtime`` is the newest modification time in ns, as
     ``to_sqlite_time`` returns it.
     ``extra_metadata`` is added to the metadata of the announcement. With ``again`` an unchanged file is announced, too,
-    unless its last announcement has the same ``extra_metadata``.
+    unless its last announcement has the same ``extra_metadata``; with ``repeat_after``, if its metadata differ or that
+    many seconds have passed. ``fresh`` is True if an event or a message, not a listing, reported the file: then an
+    announcement that was not delivered is published again.
     """
 
     uri: str
@@ -49,6 +54,8 @@ class Announcement:
     subject: str = ""
     extra_metadata: Mapping[str, Any] = field(default_factory=dict)
     again: bool = False
+    fresh: bool = False
+    repeat_after: float | None = None
 
     def __post_init__(self) -> None:
         self.mtime = to_sqlite_time(self.mtime)
@@ -63,7 +70,8 @@ class Announcer:
 
     With a request address, announcements contain it and are numbered, so that clients can detect missed announcements.
     Without one, ``describe`` returns the type and data of a message from which readers can open the file remotely.
-    ``on_announced`` is called with the chain and the files of each announcement that was published.
+    ``on_announced`` is called with the chain and the files of each announcement that was published. With ``removals``
+    a delivered file that returns with its size and time is announced again.
     """
 
     def __init__(
@@ -90,7 +98,9 @@ class Announcer:
         self._announce_lock = threading.Lock()
         self._stopping = threading.Event()
         self._republisher: threading.Thread | None = None
+        self._repeat_throttle = LogThrottle(burst=10)
         self.on_announced: Callable[[str, Sequence[FileStats]], None] | None = None
+        self.removals: Removals | None = None
 
     def start(self, *, republish: bool, unanswered: Iterable[int] = ()) -> None:
         """Start; with ``republish`` also publish the undelivered announcements of earlier processes.
@@ -173,22 +183,75 @@ class Announcer:
             return 0
         with self._announce_lock:
             repeated = {a.uri for a in announcements if self._may_repeat(a) and self._differs(a)}
-            new: list[Announcement] = []
-
-            def make(versions: Mapping[str, Version], number: int) -> list[AnnouncementRecord]:
-                nonlocal new
-                changed = [a for a in announcements if versions.get(a.uri) != (a.size, a.mtime) or a.uri in repeated]
-                new, records = self._encode_all(changed, number)
-                return records
-
-            records = self._journal.append(self.name, {a.uri for a in announcements}, make)
-            self._publisher.send_encoded([record.message for record in records])
+            new, unchanged = self._append(announcements, repeated)
+            again = {a.uri: repetition for a in unchanged if (repetition := self._repetition(a))}
+            if again:
+                new += self._append([a for a, _ in again.values()], again)[0]
+                if self.removals:
+                    self.removals.cancel(number for _, number in again.values())
             if new and self.on_announced:
                 self.on_announced(self.name, [a.stats() for a in new])
         if new:
             suffix = f" and {len(new) - 1} more" if len(new) > 1 else ""
             logger.info("[%s] announced %s%s", self.name, new[0].uid, suffix)
         return len(new)
+
+    def _append(
+        self, announcements: Sequence[Announcement], repeated: Container[str]
+    ) -> tuple[list[Announcement], list[Announcement]]:
+        """Store and publish announcements; return them, and those of unchanged files that are not ``repeated``."""
+        new: list[Announcement] = []
+        unchanged: list[Announcement] = []
+
+        def make(versions: Mapping[str, Version], number: int) -> list[AnnouncementRecord]:
+            nonlocal new, unchanged
+            changed: list[Announcement] = []
+            unchanged = []
+            for a in announcements:
+                differs = versions.get(a.uri) != (a.size, a.mtime) or a.uri in repeated
+                (changed if differs else unchanged).append(a)
+            new, records = self._encode_all(changed, number)
+            return records
+
+        records = self._journal.append(self.name, {a.uri for a in announcements}, make)
+        self._publisher.send_encoded([record.message for record in records])
+        return new, unchanged
+
+    def _repetition(self, a: Announcement) -> tuple[Announcement, int] | None:
+        """Return the announcement to make of an unchanged file, and the number of its last one; None without a reason.
+
+        An announcement that was not delivered is published again if an event or a message reported its file.
+        """
+        if not (a.fresh or self.removals):
+            return None
+        previous = self._journal.latest_announcement(self.name, a.uri)
+        if previous is None:
+            return None
+        if self.removals and self.removals.has_returned(previous):
+            logger.info("[%s] announcing %s again: another file with its size and time has appeared", self.name, a.uid)
+            return replace(a, extra_metadata={**a.extra_metadata, payload.RETURNED: True}), previous.number
+        message = Message.decode(previous.message)
+        age = max(0.0, time.time() - message.timestamp())
+        if not a.fresh or (self._journal.sharing and age < FLEET_SECONDS):
+            return None
+        if reason := self._repeat_reason(a, message, age):
+            logger.info("[%s] announcing %s again: %s", self.name, a.uid, reason)
+            return a, previous.number
+        if self._address and not self._journal.finished_for(self.name, ("push", "ack"), previous.number):
+            self._publish_again([previous])
+        elif a.repeat_after is not None and (more := self._repeat_throttle.admit()) is not None:
+            text = "[%s] ignored a repeated message about %s: it was announced %.0f s ago%s"
+            logger.info(text, self.name, a.uid, age, more)
+        return None
+
+    def _repeat_reason(self, a: Announcement, previous: Message, age: float) -> str:
+        """Return the reason to announce an unchanged file again, or an empty string."""
+        if a.repeat_after is None:
+            return ""
+        if age >= a.repeat_after:
+            return f"it was announced {age:.0f} s ago"
+        announced = Message.decode(self._message(a, 0).encode())
+        return "its metadata have changed" if _metadata(announced) != _metadata(previous) else ""
 
     @staticmethod
     def _may_repeat(a: Announcement) -> bool:
@@ -353,6 +416,10 @@ class Announcer:
         if announced is None or not _covers(announced, uris):
             raise RequestRejected(f"not announced by this chain: {payload.file_name(uris[0])}")
         return announced
+
+
+def _metadata(message: Message) -> dict[str, Any]:
+    return {key: value for key, value in message.data.items() if key not in payload.TRANSPORT_KEYS}
 
 
 def _has_address(announced: AnnouncementRecord, addresses: Collection[str]) -> bool:

@@ -25,6 +25,7 @@ from trollmoves.receiver.legacy_servers import LegacyServers
 from trollmoves.receiver.peers import Peers
 from trollmoves.receiver.replay import ReplayClient
 from trollmoves.scheduler.scheduler import Scheduler
+from trollmoves.spool import Spool, SpoolQueue
 
 logger = logging.getLogger(__name__)
 
@@ -46,10 +47,12 @@ class AnnouncementReceiver:
         fetches: FetchTasks,
         peers: Peers,
         fleets: FleetAddresses,
+        spool: Spool | None = None,
     ) -> None:
         """Connect to the providers; StartError if an address is invalid.
 
-        ``topic`` is the subscribed subject prefix for providers without a configured topic.
+        ``topic`` is the subscribed subject prefix for providers without a configured topic. ``spool`` keeps
+        announcements while the journal cannot be written.
         """
         self.name = options.name
         self._journal = journal
@@ -60,14 +63,10 @@ class AnnouncementReceiver:
         self._peers = peers
         self._fleets = fleets
         peers.seen = bool(journal.keys(options.name, PEER_SEEN))
-        self._topics: dict[
-            str, list[str]
-        ] = {}  # by provider; a provider may be configured several times, with several topics
-        for provider in options.providers:
-            topics = self._topics.setdefault(sockets.tcp(provider.host, provider.port), [])
-            topics += [text for text in (provider.topic or topic,) if text and text not in topics]
+        self._topics = topics_by_provider(options, topic)
         self._replay_client = ReplayClient(self.name, self._topics, journal, requester, self._on_replayed)
         self._legacy_servers = LegacyServers(self.name, journal, requester, peers)
+        self._queue = SpoolQueue(spool, self.name, self._on_kept, partial(journal.set_aside, self.name))
         heartbeat_topics = [HEARTBEAT_PREFIX] if options.heartbeat else []
         self._subscriber = Subscriber(
             self.name,
@@ -82,11 +81,13 @@ class AnnouncementReceiver:
     def start(self) -> None:
         """Request missed announcements and start to receive."""
         self._replay_client.start()
+        self._queue.start()
         self._subscriber.start()
 
     def stop(self) -> None:
         """Stop receiving."""
         self._subscriber.stop()
+        self._queue.stop()
 
     def provider_states(self) -> dict[str, bool]:
         """Return whether each provider is connected, by address. Any thread."""
@@ -103,6 +104,21 @@ class AnnouncementReceiver:
     # -- messages
 
     def _on_messages(self, provider: str, messages: list[Message]) -> None:
+        if announcements := list(filter(is_announcement, messages)):
+            self._queue.pass_on(announcements, lambda: self._handle(provider, messages))
+        else:
+            self._handle(provider, messages)
+
+    def _on_kept(self, messages: list[Message]) -> None:
+        """Record announcements that were kept while the journal could not be written; those of a log may be known."""
+        by_rank: dict[int, list[Message]] = {}
+        for message in messages:
+            rank = BACKLOG if payload.announcement_metadata(message.data) else FRESH
+            by_rank.setdefault(rank, []).append(message)
+        for rank, announcements in by_rank.items():
+            self._record(announcements, [], rank)
+
+    def _handle(self, provider: str, messages: list[Message]) -> None:
         announcements: list[Message] = []
         positions: dict[str, tuple[str, SourcePosition]] = {}
         done_keys: list[str] = []
@@ -111,7 +127,7 @@ class AnnouncementReceiver:
             if message.type == "beat":
                 self._on_heartbeat(provider, data)
                 self._on_peer_heartbeat(message)
-            elif message.type in payload.FILE_TYPES and isinstance(data, dict) and "request_address" in data:
+            elif is_announcement(message):
                 announcements.append(message)
                 positions |= self._position(provider, message.subject, data)
             else:
@@ -194,3 +210,28 @@ class AnnouncementReceiver:
             self._scheduler.submit(new_tasks)
         for source in {str(message.data.get("request_address")) for message in messages}:
             self._scheduler.resume_lane(self.name, f"{KIND} {source}")  # the source is reachable
+
+
+def is_announcement(message: Message) -> bool:
+    """Return True for an announcement of a server."""
+    return message.type in payload.FILE_TYPES and isinstance(message.data, dict) and "request_address" in message.data
+
+
+def topics_by_provider(options: ClientOptions, topic: str) -> dict[str, list[str]]:
+    """Return the subscribed topics by address; a provider may be configured several times, with several topics."""
+    found: dict[str, list[str]] = {}
+    for provider in options.providers:
+        topics = found.setdefault(sockets.tcp(provider.host, provider.port), [])
+        topics += [text for text in (provider.topic or topic,) if text and text not in topics]
+    return found
+
+
+def keeping_subscriber(options: ClientOptions, topic: str, spool: Spool) -> Subscriber:
+    """Return a subscriber that keeps announcements until a chain can be started; StartError for an invalid address."""
+
+    def keep(_: str, messages: list[Message]) -> None:
+        if announcements := list(filter(is_announcement, messages)):
+            spool.keep(options.name, announcements)
+
+    topics = topics_by_provider(options, topic)
+    return Subscriber(options.name, [PublisherEndpoint(address, tuple(t)) for address, t in topics.items()], keep)

@@ -84,7 +84,8 @@ class FetchTasks:
     A file is identified by its name (uid), because its path differs between sources.
     ``acknowledge(source, announcement)`` is called for a source that announces an already fetched file. ``kind`` is the
     kind of the tasks. A file that is announced again ``repeat_after`` seconds after it was fetched, or with other
-    metadata, or after a change of ``target`` (the configured destination), is fetched again.
+    metadata, or after a change of ``target`` (the configured destination), or as another file of the same version, is
+    fetched again.
     """
 
     def __init__(
@@ -179,7 +180,8 @@ class FetchTasks:
             variant, is_new = editor.add(candidate)
             return [variant] if is_new else self._merge(editor, candidate, variant, effects, may_repeat)
         current = self._current(editor, known, fetch)
-        if generation != fetch.generation and before != version and fetch.may_be_current(version[1]):
+        is_other = before != version or _has_returned(candidate, source, current, fetch)
+        if generation != fetch.generation and is_other and fetch.may_be_current(version[1]):
             fetch.versions[source] = (version, fetch.generation)
             self._add_source(editor, current, known, fetch, source, text, effects)
             return []
@@ -215,7 +217,11 @@ class FetchTasks:
         known_number = current_fetch.number(source) or first_fetch.number(source)
         metadata = payload.announcement_metadata(candidate.context.data)
         is_same = metadata and (metadata["log"], metadata["number"]) == known_number
-        if is_same or current.state not in (DONE, WAITING):
+        if is_same:
+            return ""
+        if metadata.get(payload.RETURNED):
+            return "it is another file with the same size and time"
+        if current.state not in (DONE, WAITING):
             return ""
         # The other sources of the newest content may have announced it with these metadata already.
         digests = {known_digest, *map(current_fetch.digest, current_fetch.versions)}
@@ -414,6 +420,15 @@ def file_key_of(task: Task) -> str:
 def is_again(task: Task) -> bool:
     """Return True if a task is about a further content, or a repetition, of a file that was announced before."""
     return _GENERATION in task.key
+
+
+def _has_returned(candidate: Task, source: str, current: Task, first_fetch: Fetch) -> bool:
+    """Return True if a source announces another file of the same version for the first time."""
+    metadata = payload.announcement_metadata(candidate.context.data)
+    if not metadata.get(payload.RETURNED):
+        return False
+    known = Fetch.load(current.body).number(source) or first_fetch.number(source)
+    return (metadata["log"], metadata["number"]) != known
 
 
 def _size_and_time(data: dict[str, Any]) -> tuple[int | None, int | None]:

@@ -11,7 +11,8 @@ from trollmoves.messaging import payload
 from trollmoves.messaging.messages import Message
 from trollmoves.messaging.nameserver import ServiceDiscovery
 from trollmoves.messaging.subscriber import PublisherEndpoint, Subscriber
-from trollmoves.utils.batch_delivery import SetAside
+from trollmoves.spool import Spool, SpoolQueue
+from trollmoves.utils.batch_delivery import SetAside, Stopped
 
 NAMESERVER_TIMEOUT = 2.0  # seconds; a stop may wait this long for the reply
 POLL_INTERVAL = 0.1  # seconds between checks whether a paused batch must be dropped because the process stops
@@ -33,6 +34,8 @@ class Subscription:
         on_messages: the handler.
         set_aside: records a message that keeps failing, and the reason.
         types: the types of messages to pass to the handler; others are ignored.
+        spool: keeps messages while the journal cannot be written.
+        on_kept: the handler of messages that were kept, on a separate thread; ``on_messages`` without it.
     """
 
     def __init__(
@@ -44,8 +47,13 @@ class Subscription:
         on_messages: OnMessages,
         set_aside: SetAside,
         types: Sequence[str] = payload.FILE_TYPES,
+        *,
+        spool: Spool | None = None,
+        on_kept: OnMessages | None = None,
     ) -> None:
         self._handler = on_messages
+        self._kept_handler = on_kept or on_messages
+        self._queue = SpoolQueue(spool, name, self._on_kept, set_aside)
         self._types = types
         self._addresses = [a if "://" in a else f"tcp://{a}" for a in addresses]
         self._topics: tuple[str, ...] = ()
@@ -57,12 +65,18 @@ class Subscription:
         if nameserver is not False:
             self._discovery = ServiceDiscovery(services, nameserver, NAMESERVER_TIMEOUT, self._on_addresses)
 
+    def start(self) -> None:
+        """Start receiving."""
+        with self.paused():
+            pass
+
     def stop(self) -> None:
         """Stop receiving; drop the batch that a pause holds back."""
         self._closed = True
         if self._discovery:
             self._discovery.stop()
         self._subscriber.stop()
+        self._queue.stop()
 
     def connection_states(self) -> dict[str, bool]:
         """Return whether each publisher is connected, by address. Any thread."""
@@ -83,6 +97,7 @@ class Subscription:
             yield
             if not self._started and not self._closed:
                 self._started = True
+                self._queue.start()
                 self._subscriber.start()
                 if self._discovery:
                     self._discovery.start()
@@ -96,15 +111,23 @@ class Subscription:
 
     def _on_messages(self, _: str, messages: list[Message]) -> None:
         file_messages = [message for message in messages if message.type in self._types]
-        if not file_messages:
-            return
+        if file_messages:
+            self._queue.pass_on(file_messages, lambda: self._handle(self._handler, file_messages))
+
+    def _on_kept(self, messages: list[Message]) -> None:
+        if not self._handle(self._kept_handler, messages):
+            raise Stopped
+
+    def _handle(self, handler: OnMessages, messages: Sequence[Message]) -> bool:
+        """Call a handler while input is not paused; return False if the process stops first."""
         while not self._input_lock.acquire(timeout=POLL_INTERVAL):
             if self._closed:
-                return
+                return False
         try:
-            self._handler(file_messages)
+            handler(messages)
         finally:
             self._input_lock.release()
+        return True
 
 
 def _shortest(topics: Iterator[str]) -> list[str]:

@@ -57,6 +57,8 @@ class ServerChain(ProviderChain):
                 describe=RemoteFileDescriber(options, policy).describe,
             )
         self.announcer.on_announced = runtime.on_announced
+        if options.delete and self._request_handler:
+            self.announcer.removals = self._request_handler.removals
         announce = self.announcer.announce
         self._source: DirectorySource | MessageSource
         if options.origin is None:

@@ -101,7 +101,7 @@ class DirectorySource:
                 self._journal.renew_tasks(returned.values())
             self._scheduler.submit([*(task for task, created in stored if created), *returned.values()])
         plain = [
-            self._announcement(file.path, file.fields, file.size, file.mtime_ns, allowed[file.path])
+            self._announcement(file.path, file.fields, file.size, file.mtime_ns, allowed[file.path], fresh=file.fresh)
             for file in found
             if file not in packed
         ]
@@ -109,12 +109,19 @@ class DirectorySource:
             self._announce(plain)
 
     def _announcement(
-        self, path: str, fields: dict[str, Any], size: int, mtime: int, link_digests: list[str]
+        self,
+        path: str,
+        fields: dict[str, Any],
+        size: int,
+        mtime: int,
+        link_digests: list[str],
+        *,
+        fresh: bool = False,
     ) -> Announcement:
         uid = os.path.basename(path)
         data = {**self._options.info, **fields, "uri": path, "uid": uid}
         metadata = {LINK_DIGESTS: link_digests} if link_digests else {}
-        return Announcement(path, uid, data, size, mtime, extra_metadata=metadata)
+        return Announcement(path, uid, data, size, mtime, extra_metadata=metadata, fresh=fresh)
 
     # -- packed files
 
@@ -259,7 +266,13 @@ class MessageSource:
         digests = self._symlink_policy.link_digests(paths)
         metadata = {LINK_DIGESTS: digests} if digests else {}
         data, names = data | self._options.info, payload.file_names(data)
-        return Announcement(paths[0], names, data, *version, message.type, extra_metadata=metadata)
+        repeat_after = self._options.repeat_after
+        return Announcement(
+            *(paths[0], names, data, *version, message.type),
+            extra_metadata=metadata,
+            fresh=True,
+            repeat_after=repeat_after,
+        )
 
 
 def _local_path(uri: Any) -> str:

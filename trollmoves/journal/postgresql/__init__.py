@@ -92,9 +92,9 @@ class PostgresJournal(PostgresOrders, PostgresAnnouncements, PostgresStatistics,
     def take(self, what: str) -> bool:
         return self._membership.take_share() if self.sharing and what == FLEET else self._membership.take(what)
 
-    def keep_on_host(self, chain: str, kind: str) -> None:
+    def keep_on_host(self, chain: str, kind: str, *, until_shared: bool = False) -> None:
         if self.sharing:
-            self.sharing.keep_on_host(chain, kind)
+            self.sharing.keep_on_host(chain, kind, until_shared=until_shared)
 
     def members(self) -> list[MemberRow]:
         return self._membership.members()

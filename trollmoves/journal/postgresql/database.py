@@ -36,7 +36,8 @@ JUMP = 1_000_000  # numbers and ids that are left out after a fail-over, which m
 STATEMENT_TIMEOUT = 60  # s
 LOCK_TIMEOUT = 10  # s
 IDLE_TIMEOUT = 5  # s in which a transaction must continue, less than a lease: a suspended process keeps its locks
-_DEADLOCKS = (errors.DeadlockDetected, errors.SerializationFailure, errors.LockNotAvailable)
+# With the last one, another member holds a task of the same turn: the repetition takes this into account.
+_CONFLICTS = (errors.DeadlockDetected, errors.SerializationFailure, errors.LockNotAvailable, errors.UniqueViolation)
 _LOST = (
     errors.AdminShutdown,
     errors.CrashShutdown,
@@ -158,7 +159,7 @@ class PostgresDatabase:
                 with self.connection() as db:
                     sent = True
                     return work(db)
-            except _DEADLOCKS as error:
+            except _CONFLICTS as error:
                 self._give_up(error, participle, deadline)
             except (psycopg.OperationalError, psycopg.InterfaceError) as error:
                 if now and sent and now not in self.doubtful:
@@ -288,7 +289,7 @@ class PostgresDatabase:
 def _is_temporary(error: Exception) -> bool:
     if isinstance(error, (errors.InsufficientPrivilege, errors.UndefinedTable, errors.UndefinedColumn)):
         return False
-    return isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError))
+    return isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError, *_CONFLICTS))
 
 
 def _first_line(error: Exception) -> str:

@@ -73,6 +73,7 @@ class PostgresOrders(PostgresTasks, OrderQueries):
                 new = Task(
                     task.chain, task.kind, task.key, task.lane, task.body, 0.0, task.rank, task.announcement_number
                 )
+                new.turn = task.turn
                 self._add(db, [new], now)
                 ids.append(new.id)
                 continue

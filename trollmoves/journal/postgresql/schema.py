@@ -14,7 +14,7 @@ from psycopg import sql
 
 from trollmoves.errors import JournalUnusable
 
-LAYOUT = 2
+LAYOUT = 3
 LOCK_TIMEOUT = 2.0  # s that a migration waits for running transactions, so that it does not block later ones for longer
 MIGRATE_REMEDY = "start a daemon of this version once with the login of the owner of the schema"
 IDENT_BYTES = 1000  # of a key that is in the unique index as it is; PostgreSQL limits an entry to 2704 bytes
@@ -80,6 +80,11 @@ CREATE TABLE outages (
     chain text COLLATE "C" NOT NULL, lane text COLLATE "C" NOT NULL, failures integer NOT NULL,
     paused_until double precision NOT NULL, held boolean NOT NULL, prober bigint,
     PRIMARY KEY (chain, lane)) WITH (fillfactor = 50);
+""",
+    """
+ALTER TABLE tasks ADD COLUMN turn uuid;
+CREATE INDEX tasks_turn ON tasks (chain, turn, id) WHERE turn IS NOT NULL;
+CREATE UNIQUE INDEX tasks_turn_held ON tasks (chain, turn) WHERE turn IS NOT NULL AND holder IS NOT NULL AND state = 0;
 """,
 )
 

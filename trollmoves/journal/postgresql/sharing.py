@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 import zlib
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 
 import psycopg
@@ -72,6 +72,10 @@ _FORGET = (
     "DELETE FROM outages o WHERE paused_until < %(before)s AND NOT EXISTS (SELECT 1 FROM tasks t "
     "WHERE t.chain = o.chain AND t.lane = o.lane AND t.state = 0) RETURNING chain, lane"
 )
+_RELEASE = (
+    "UPDATE tasks SET place = '' WHERE id IN (SELECT id FROM tasks WHERE id = ANY(%(ids)s::bigint[]) AND state = 0 "
+    "AND place NOT IN ('', %(host)s) ORDER BY chain, kind, key FOR UPDATE)"
+)
 _KEYS = (
     "SELECT t.chain, t.kind, t.key FROM unnest(%s::text[], %s::text[]) AS wanted (chain, kind) "
     "JOIN tasks t ON t.chain = wanted.chain AND t.kind = wanted.kind"
@@ -123,7 +127,7 @@ class PostgresSharing:
         self._addresses: Mapping[int, Mapping[str, str]] = {}  # by member and chain; replaced, never modified
         self._own_addresses: dict[str, str] = {}
         self._address_lock = threading.Lock()  # guards it
-        self._kinds_of_host: set[tuple[str, str]] = set()
+        self._kinds_of_host: dict[tuple[str, str], bool] = {}  # by chain and kind: until another host has stored it
         self._notified = 0.0  # monotonic
         self._stop = threading.Event()
         self._listener: threading.Thread | None = None
@@ -131,13 +135,19 @@ class PostgresSharing:
     def attach(self, source: WorkSource) -> None:
         self._source = source
 
-    def keep_on_host(self, chain: str, kind: str) -> None:
-        """Leave new tasks of this kind to members on this host."""
-        self._kinds_of_host.add((chain, kind))
+    def keep_on_host(self, chain: str, kind: str, *, until_shared: bool = False) -> None:
+        """Leave new tasks of this kind to members on this host, or on each host that has stored them."""
+        self._kinds_of_host[chain, kind] = until_shared
 
     def place_of(self, task: Task) -> str:
         """Return the name of the host that must run a new task, empty for all."""
         return self.host if (task.chain, task.kind) in self._kinds_of_host else ""
+
+    def release_from_hosts(self, db: Connection, tasks: Iterable[Task]) -> None:
+        """Let all members run those of these stored tasks that a member on another host has stored."""
+        ids = [t.id for t in tasks if t.state == WAITING and self._kinds_of_host.get((t.chain, t.kind))]
+        if ids:
+            db.execute(_RELEASE, {"ids": ids, "host": self.host})
 
     def owns(self, key: str) -> bool:
         """Return True if the key belongs to this member; all members agree about this without a query."""

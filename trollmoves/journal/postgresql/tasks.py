@@ -4,36 +4,30 @@ A waiting task has a ``holder`` while a member runs it, or is about to: a new ta
 as long as that holds less than MAX_BORN_HELD; others are claimed. Each write leaves out the rows of other members. All
 statements that change several rows do so in the order of their keys, so that members do not wait for each other in a
 circle.
+
+Of the tasks with one turn, members hold at most one at a time (index ``tasks_turn_held``); the others are free.
 """
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
 from psycopg.types.json import Json
 
 from trollmoves.errors import JournalError
+from trollmoves.journal.common.lanes import STORE_LANE, LaneRow, UnstoredLanes
 from trollmoves.journal.common.queries import placeholders
+from trollmoves.journal.common.sources import UPSERT_SOURCE, source_rows
 from trollmoves.journal.common.tasks import TaskQueries
 from trollmoves.journal.interface import MergeFunction
-from trollmoves.journal.lane_states import (
-    LANE_INTERVAL,
-    MAX_ERROR,
-    MAX_SIZE,
-    LaneChanges,
-    merge_changes,
-    record_outcome,
-)
 from trollmoves.journal.postgresql.database import Connection, PostgresDatabase
 from trollmoves.journal.postgresql.members import TRIED, Membership
-from trollmoves.journal.postgresql.queries import PostgresQueries
+from trollmoves.journal.postgresql.queries import PostgresQueries, translated
 from trollmoves.journal.postgresql.schema import IDENT_PREFIX, ident
 from trollmoves.journal.postgresql.secrets import LoginCipher
-from trollmoves.journal.postgresql.sharing import Allotment, PostgresSharing, held_identities
-from trollmoves.journal.postgresql.sources import upsert_sources
+from trollmoves.journal.postgresql.sharing import Allotment, Identity, PostgresSharing, held_identities
 from trollmoves.journal.records import (
     BACKLOG,
     FRESH,
@@ -64,16 +58,27 @@ _OURS = "(holder IS NULL OR holder = %(me)s)"
 _PRESENT = "EXISTS (SELECT 1 FROM members WHERE id = %(me)s AND NOT gone)"
 _STAYS_PRESENT = "EXISTS (SELECT 1 FROM members WHERE id = %(me)s AND NOT gone FOR KEY SHARE)"  # until the commit
 
+
+def _turn_is_held(table: str) -> str:
+    """Return the condition that another task with the turn of a row is held; it is False without a turn."""
+    return (
+        f"({table}.turn IS NOT NULL AND EXISTS (SELECT 1 FROM tasks h WHERE h.chain = {table}.chain "
+        f"AND h.turn = {table}.turn AND h.holder IS NOT NULL AND h.state = 0 AND h.id <> {table}.id))"
+    )
+
+
 _INSERT = (
     "INSERT INTO tasks (id, chain, kind, key, lane, rank, due, state, tries, created, finished, announcement_number, "
-    "body, failure, holder, place) "
+    "body, failure, holder, place, turn) "
     "SELECT id, chain, kind, key, lane, rank, due, state, 0, %(now)s, CASE WHEN state <> 0 THEN %(now)s END, number, "
-    "body, CASE WHEN state = 2 THEN 'failed' END, CASE WHEN state = 0 AND held THEN %(me)s::bigint END, host "
+    "body, CASE WHEN state = 2 THEN 'failed' END, "
+    f"CASE WHEN state = 0 AND held AND NOT {_turn_is_held('numbered')} THEN %(me)s::bigint END, host, turn "
     # Ids in the order given, rows in the order of their keys.
     "FROM (SELECT nextval('tasks_id_seq') AS id, g.* FROM (SELECT * FROM json_to_recordset(%(rows)s::json) AS r "
     "(position int, place int, chain text, kind text, key text, lane text, rank smallint, due float8, state smallint, "
-    "number bigint, body text, held bool, host text) ORDER BY position) g OFFSET 0) numbered ORDER BY place "
-    f"ON CONFLICT (chain, kind, {ident('key')}) DO NOTHING RETURNING id, chain, kind, key"
+    "number bigint, body text, held bool, host text, turn uuid) ORDER BY position) g OFFSET 0) numbered ORDER BY place "
+    # Also if another member holds a task of the same turn since a moment ago.
+    "ON CONFLICT DO NOTHING RETURNING id, chain, kind, key, holder IS NOT NULL"
 )
 _FINISH = (
     "UPDATE tasks t SET state = o.state, rank = o.rank, tries = o.tries, due = o.due, reply = o.reply, "
@@ -86,11 +91,16 @@ _FINISH = (
 )
 _FINISH_AND_FOLLOW = _FINISH.replace(_PRESENT, _STAYS_PRESENT)
 _CLAIM = (
-    "WITH picked AS (SELECT id FROM tasks WHERE chain = %(chain)s AND lane = %(lane)s AND rank = %(rank)s "
+    "WITH picked AS (SELECT id FROM tasks c WHERE chain = %(chain)s AND lane = %(lane)s AND rank = %(rank)s "
     f"AND state = 0 AND due <= %(now)s AND {_OURS} AND {_HERE} "
-    "AND id <> ALL(%(taken)s::bigint[]) ORDER BY due, id LIMIT %(limit)s "
+    f"AND id <> ALL(%(taken)s::bigint[]) AND NOT {_turn_is_held('c')} "
+    # The held one of a turn, or the first one. Because ids are compared too, no plan reads the tasks of all turns.
+    "AND (turn IS NULL OR holder IS NOT NULL OR NOT EXISTS (SELECT 1 FROM tasks e WHERE e.chain = c.chain "
+    "AND e.turn = c.turn AND e.id < c.id AND e.state = 0 AND e.rank <= c.rank AND e.due <= %(now)s "
+    "AND (%(host)s = '' OR e.place IN ('', %(host)s)))) ORDER BY due, id LIMIT %(limit)s "
     f"FOR UPDATE SKIP LOCKED) UPDATE tasks t SET holder = %(me)s FROM picked WHERE t.id = picked.id "
-    f"RETURNING {COLUMNS_OF_T}"
+    f"RETURNING {COLUMNS_OF_T}, t.turn IS NOT NULL AND EXISTS (SELECT 1 FROM tasks n WHERE n.chain = t.chain "
+    "AND n.turn = t.turn AND n.id > t.id AND n.state = 1)"
 )
 _STORED = (
     f"SELECT {COLUMNS_OF_T} FROM tasks t JOIN json_to_recordset(%s::json) AS k (chain text, kind text, key text) "
@@ -110,25 +120,14 @@ _NEXT_DUE = " UNION ALL ".join(
 _RESET = (
     "UPDATE tasks SET body = %(body)s, lane = %(lane)s, rank = %(rank)s, due = %(due)s, state = %(state)s, "
     "tries = %(tries)s, created = %(created)s, failure = NULL, "
-    "holder = CASE WHEN %(state)s = 0 THEN %(me)s::bigint END WHERE id = %(id)s "
-    f"AND {_OURS}"
+    f"holder = CASE WHEN %(state)s = 0 AND NOT {_turn_is_held('tasks')} THEN %(me)s::bigint END WHERE id = %(id)s "
+    f"AND {_OURS} RETURNING holder IS NOT NULL"
 )
 _RENEW = (
     "UPDATE tasks SET id = nextval(pg_get_serial_sequence('tasks', 'id')), body = %(body)s, lane = %(lane)s, "
     "rank = %(rank)s, due = %(now)s, state = 0, tries = 0, created = %(now)s, finished = NULL, reply = NULL, "
-    "holder = %(me)s, done_by = NULL WHERE id = %(id)s RETURNING id"
-)
-_STORE_LANE = (
-    "INSERT INTO lanes AS l (chain, lane, done, bytes, last_done, last_id, failure, error, failing_since, updated) "
-    "VALUES (%(chain)s, %(lane)s, %(done)s, %(bytes)s, %(last_done)s, %(last_id)s, %(failure)s, %(error)s, "
-    "%(failing_since)s, %(now)s) ON CONFLICT (chain, lane) DO UPDATE SET "
-    "done = l.done + excluded.done, bytes = least(l.bytes::numeric + excluded.bytes, 9223372036854775807)::bigint, "
-    "last_done = coalesce(excluded.last_done, l.last_done), last_id = coalesce(excluded.last_id, l.last_id), "
-    # A failure, or a success, replaces the earlier state; an error of one file changes nothing.
-    "failure = CASE WHEN excluded.failure IS NOT NULL OR excluded.done > 0 THEN excluded.failure ELSE l.failure END, "
-    "error = CASE WHEN excluded.failure IS NOT NULL OR excluded.done > 0 THEN excluded.error ELSE l.error END, "
-    "failing_since = CASE WHEN excluded.failure IS NOT NULL THEN coalesce(l.failing_since, excluded.failing_since) "
-    "WHEN excluded.done > 0 THEN NULL ELSE l.failing_since END, updated = excluded.updated"
+    f"holder = CASE WHEN NOT {_turn_is_held('tasks')} THEN %(me)s::bigint END, done_by = NULL WHERE id = %(id)s "
+    "RETURNING id, holder IS NOT NULL"
 )
 
 
@@ -149,10 +148,7 @@ class PostgresTasks(PostgresQueries, TaskQueries):
         self._database = database
         self._membership = membership
         self._cipher = cipher
-        self._lane_changes: LaneChanges = {}  # not stored yet
-        self._lanes_lock = threading.Lock()  # guards it
-        self._lanes_stored = 0.0
-        self._failing: set[tuple[str, str]] = set()  # lanes with a stored failure
+        self._unstored_lanes = UnstoredLanes()
         self._last_finish = 0.0
         self._after_kill: float | None = None  # s, as of the first question
 
@@ -161,13 +157,13 @@ class PostgresTasks(PostgresQueries, TaskQueries):
     def add_tasks(
         self, tasks: Iterable[Task], sources: Iterable[tuple[str, SourcePosition]] = ()
     ) -> list[tuple[Task, bool]]:
-        now, tasks, sources = self.now(), list(tasks), list(sources)
-        if not tasks and not sources:
+        now, tasks, positions = self.now(), list(tasks), source_rows(sources)
+        if not tasks and not positions:
             return []
 
         def work(db: Connection) -> list[tuple[Task, bool]]:
             added = self._add(db, tasks, now)
-            upsert_sources(db, sources)
+            _execute_each(db, UPSERT_SOURCE, positions)
             return added
 
         return self._database.run(work, now)
@@ -197,28 +193,30 @@ class PostgresTasks(PostgresQueries, TaskQueries):
         for task in tasks:
             first.setdefault(_identity(task), task)
         is_full = self._membership.held >= MAX_BORN_HELD
-        held = set() if is_full else held_identities(first, allotment)
+        held = set() if is_full else _first_of_turns(first, held_identities(first, allotment))
         rows = [
             {"position": position, "place": place, **self._row(identity, first[identity], now, identity in held)}
             for place, (identity, position) in enumerate(sorted(zip(first, range(len(first)), strict=True)))
         ]
         inserted = {
-            (chain, kind, key): id_
-            for id_, chain, kind, key in db.execute(
+            (chain, kind, key): (id_, is_held)
+            for id_, chain, kind, key, is_held in db.execute(
                 _INSERT.encode(), {"rows": Json(rows), "now": now, "me": self._membership.id}
             ).fetchall()
         }
         self._membership.held += len(held & inserted.keys())
         if allotment and allotment.crowded and self._sharing:
             self._sharing.notify(db)
-        for identity, id_ in inserted.items():
+        for identity, (id_, is_held) in inserted.items():
             task = first[identity]
             task.id, task.created, task.due = id_, now, task.due or now
-            task.held = identity in held or task.state != WAITING
+            task.held = is_held or task.state != WAITING
         fresh = inserted_ids if inserted_ids is not None else set()
-        fresh.update(inserted.values())
+        fresh.update(id_ for id_, _ in inserted.values())
         others = [task for task in tasks if first[_identity(task)] is not task or _identity(task) not in inserted]
         stored = self.stored_tasks(db, others) if others else {}
+        if self._sharing:
+            self._sharing.release_from_hosts(db, stored.values())
         others_ids = {id(task) for task in others}
         return [
             self._existing(db, task, stored.get(_identity(task)), now, fresh)
@@ -247,13 +245,14 @@ class PostgresTasks(PostgresQueries, TaskQueries):
             "body": self._stored_text(task.body),
             "held": is_held,
             "host": self._sharing.place_of(task) if self._sharing else "",
+            "turn": task.turn or None,
         }
 
     def _existing(
         self, db: Connection, task: Task, stored: Task | None, now: float, fresh: set[int]
     ) -> tuple[Task, bool]:
         """Return the stored task of the same key; True if an attempt with an unknown result stored it."""
-        if stored is None:  # pruned since the insertion
+        if stored is None:  # pruned since the insertion, or its turn was held since a moment ago
             return self._add(db, [task], now, fresh)[0]
         if self.is_doubtful(stored) and stored.id not in fresh:
             task.id, task.created, task.due = stored.id, stored.created, stored.due
@@ -267,7 +266,7 @@ class PostgresTasks(PostgresQueries, TaskQueries):
     def merge(
         self, tasks: Iterable[Task], sources: Iterable[tuple[str, SourcePosition]], how: MergeFunction
     ) -> list[Task]:
-        now, tasks, sources = self.now(), list(tasks), list(sources)
+        now, tasks, positions = self.now(), list(tasks), source_rows(sources)
 
         def work(db: Connection) -> list[Task]:
             editor = _Editor(self, db, now, self._allot())
@@ -281,7 +280,7 @@ class PostgresTasks(PostgresQueries, TaskQueries):
                     continue
                 stored, is_new = editor.add(task)
                 found[position] = [task] if is_new else editor.with_free(task, stored, how(editor, task, stored))
-            upsert_sources(db, sources)
+            _execute_each(db, UPSERT_SOURCE, positions)
             return [task for position in range(len(tasks)) for task in found[position]]
 
         return self._database.run(work, now)
@@ -298,7 +297,6 @@ class PostgresTasks(PostgresQueries, TaskQueries):
     def reset(self, db: Connection, t: Task) -> bool:
         """Store a restarted task within a transaction; return False if another member runs it."""
         t.lane = to_sqlite_text(t.lane)
-        t.held = True
         values = {
             "body": self._stored_text(t.body),
             "lane": t.lane,
@@ -310,21 +308,23 @@ class PostgresTasks(PostgresQueries, TaskQueries):
             "id": t.id,
             "me": self._membership.id,
         }
-        return db.execute(_RESET.encode(), values).rowcount == 1
+        row = db.execute(_RESET.encode(), values).fetchone()
+        t.held = bool(row and row[0])
+        return row is not None
 
     def renew_tasks(self, tasks: Iterable[Task]) -> None:
         now, tasks = self.now(), list(tasks)
 
-        def work(db: Connection) -> list[int]:
-            ids = []
+        def work(db: Connection) -> list[tuple[int, bool]]:
+            stored = []
             for t in tasks:
                 values = {"body": self._stored_text(t.body), "lane": to_sqlite_text(t.lane), "rank": t.rank, "now": now}
                 row = db.execute(_RENEW.encode(), {**values, "id": t.id, "me": self._membership.id}).fetchone()
-                ids.append(row[0] if row else 0)
-            return ids
+                stored.append((row[0], row[1]) if row else (t.id, False))
+            return stored
 
-        for t, id_ in zip(tasks, self._database.run(work), strict=True):
-            t.id, t.lane, t.due, t.created, t.held = id_ or t.id, to_sqlite_text(t.lane), now, now, True
+        for t, (id_, is_held) in zip(tasks, self._database.run(work), strict=True):
+            t.id, t.lane, t.due, t.created, t.held = id_, to_sqlite_text(t.lane), now, now, is_held
             t.state, t.tries, t.finished, t.reply = WAITING, 0, None, None
 
     # -- queries
@@ -360,11 +360,16 @@ class PostgresTasks(PostgresQueries, TaskQueries):
         for rank in (FRESH, BACKLOG):
             given = {**values, "rank": rank, "limit": limit - len(claimed)}
             rows = self._database.fetch(_CLAIM, given)
-            claimed += sorted((self.task_of(row) for row in rows), key=lambda task: (task.due, task.id))
+            claimed += sorted((self._claimed_task(*row) for row in rows), key=lambda task: (task.due, task.id))
             if len(claimed) >= limit:
                 break
         self._membership.held += len(claimed)
         return claimed
+
+    def _claimed_task(self, *row: Any) -> Task:
+        task = self.task_of(row[:-1])
+        task.overtaken = row[-1]
+        return task
 
     def next_due(self, chain: str, lane: str, now: float, *, in_flight: Collection[int] = ()) -> float | None:
         values = {"chain": chain, "lane": lane, "now": now, "in_flight": list(in_flight), "me": self._membership.id}
@@ -389,37 +394,26 @@ class PostgresTasks(PostgresQueries, TaskQueries):
         outcomes = list(outcomes)
         if not outcomes:
             return Finished([], ())
-        with self._lanes_lock:
-            return self._finish(outcomes)
-
-    def _finish(self, outcomes: Sequence[Outcome]) -> Finished:
         now = self.now()
-        changes: LaneChanges = {}
-        for outcome in outcomes:
-            record_outcome(changes, outcome)
-        merge_changes(changes, self._lane_changes)
-        failing = {lane for lane, change in changes.items() if change.failure}
-        is_due = now - self._lanes_stored > LANE_INTERVAL or failing or not self._failing.isdisjoint(changes)
+        with self._unstored_lanes.storing(outcomes, now) as lanes:
+            return self._finish(outcomes, lanes, now)
+
+    def _finish(self, outcomes: Sequence[Outcome], lanes: Sequence[LaneRow], now: float) -> Finished:
 
         def work(db: Connection) -> Finished:
             stored = self._store_outcomes(db, outcomes, now)
             ours = [outcome for outcome in outcomes if outcome.task.id in stored]
             follow_ups = [task for outcome in ours for task in outcome.follow_ups]
             new = [task for task, is_new in self._add(db, follow_ups, now) if is_new]
-            if is_due:
-                self._store_lanes(db, changes, now)
+            _execute_each(db, STORE_LANE, lanes)
             return Finished(new, [outcome for outcome in outcomes if outcome.task.id not in stored])
 
-        is_single = not is_due and not any(outcome.follow_ups for outcome in outcomes)
+        is_single = not lanes and not any(outcome.follow_ups for outcome in outcomes)
         # Not fenced: the statement leaves out the outcomes of a buried member, and so their follow-ups.
         database = self._database
         finished = database.run_statement(work, now) if is_single else database.run(work, now, fenced=False)
         self._last_finish = now
         self._membership.held = max(0, self._membership.held - len(outcomes))
-        self._lane_changes = {} if is_due else changes
-        if is_due:
-            self._lanes_stored = now
-            self._failing = self._failing - {lane for lane, change in changes.items() if change.done} | failing
         return finished
 
     def _store_outcomes(self, db: Connection, outcomes: Sequence[Outcome], now: float) -> set[int]:
@@ -436,37 +430,14 @@ class PostgresTasks(PostgresQueries, TaskQueries):
             stored |= {id_ for (id_,) in db.execute(earlier, (missing, tokens)).fetchall()}
         return stored
 
-    @staticmethod
-    def _store_lanes(db: Connection, changes: LaneChanges, now: float) -> None:
-        for (chain, lane), change in sorted(changes.items()):
-            failure = change.failure
-            error = to_sqlite_text(change.error[:MAX_ERROR]) if failure and change.error else None
-            values = {
-                "chain": chain,
-                "lane": to_sqlite_text(lane),
-                "done": change.done,
-                "now": now,
-                "failure": failure,
-                "bytes": min(change.size, MAX_SIZE),
-                "last_id": change.last_id,
-                "error": error,
-                "last_done": now if change.done else None,
-                "failing_since": now if failure else None,
-            }
-            db.execute(_STORE_LANE.encode(), values)
-
     def store_lanes(self) -> None:
-        now = self.now()
-        with self._lanes_lock:
-            changes = self._lane_changes
-            if changes:
-                self._database.run(lambda db: self._store_lanes(db, changes, now))
-            self._lane_changes = {}
-            self._lanes_stored = now
+        if self._unstored_lanes:
+            with self._unstored_lanes.storing((), self.now(), must_store=True) as lanes:
+                self._database.run(lambda db: _execute_each(db, STORE_LANE, lanes))
 
     def mark_alive(self) -> float:
         """Store the states of lanes once all tasks are finished; the lease says that this process lives."""
-        if not self._lane_changes:
+        if not self._unstored_lanes:
             return float("inf")
         rest = self._last_finish + UNFLUSHED_SECONDS - self.now()
         if rest > 0:
@@ -624,6 +595,15 @@ class _Editor:
         task.held = self._tasks.reset(self._db, task)
 
 
+def _first_of_turns(tasks: Mapping[Identity, Task], identities: set[Identity]) -> set[Identity]:
+    """Return these identities of tasks, without the later ones of each turn."""
+    first: dict[tuple[str, str], Identity] = {}
+    for identity, task in tasks.items():
+        if task.turn and identity in identities:
+            first.setdefault((task.chain, task.turn), identity)
+    return {one for one in identities if not (turn := tasks[one].turn) or first[one[0], turn] == one}
+
+
 _BEGINS = f"{ident('key')} >= %s AND {ident('key')} < %s AND starts_with(key, %s)"
 
 
@@ -641,6 +621,12 @@ def _identity(task: Task) -> tuple[str, str, str]:
 def _key_values(chain: str, kind: str, key: str) -> Sequence[Any]:
     text = to_sqlite_text(key)
     return (chain, kind, *[text] * ident("%s").count("%s"))
+
+
+def _execute_each(db: Connection, statement: str, rows: Iterable[Sequence[Any]]) -> None:
+    """Execute a shared statement for each row, in this order."""
+    for row in rows:
+        db.execute(translated(statement).encode(), row)
 
 
 def _outcome_row(outcome: Outcome) -> dict[str, Any]:

@@ -217,7 +217,7 @@ class JournalDatabase:
         written = read_times(self._lock_file)[1]
         return f"lacks what was written in the last {written - newest:.3f} s" if newest < written - CLOCK_SLACK else ""
 
-    def keep_on_host(self, chain: str, kind: str) -> None:
+    def keep_on_host(self, chain: str, kind: str, *, until_shared: bool = False) -> None:
         """Do nothing: a file belongs to one host."""
 
     def still(self) -> bool:

@@ -378,7 +378,7 @@ class SftpMover(SshMover):
 
     def _connect_by_openssh(self, login: Endpoint) -> Connection:
         parameters = self._openssh_login(login)
-        channel = OpenSshChannel(parameters, ("-s", "sftp"))
+        channel = self.openssh_channel(login)
 
         def run(command: str) -> Channel:
             program = OpenSshChannel(parameters, (command,))
@@ -399,6 +399,10 @@ class SftpMover(SshMover):
             raise
         channel.timeout = self.stall_timeout
         return connection
+
+    def openssh_channel(self, login: Endpoint) -> OpenSshChannel:
+        """Return a channel to the SFTP subsystem by OpenSSH; raises as ``OpenSshChannel``, and ConfigError."""
+        return OpenSshChannel(self._openssh_login(login), ("-s", "sftp"))
 
     def _openssh_login(self, login: Endpoint) -> Login:
         """Return how OpenSSH logs in; raises ConfigError if that needs a secret, which only paramiko accepts."""

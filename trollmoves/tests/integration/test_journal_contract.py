@@ -260,6 +260,15 @@ def test_failing_pending_tasks(journal: Journal) -> None:
     assert journal.fail_pending("chain", "lane", exclude={added[2].id}) == []
 
 
+def test_ended_tasks(journal: Journal) -> None:
+    """Of several tasks, those that ended are found by their ids, with the replies."""
+    added = [one for one, _ in journal.add_tasks([task("done"), task("failed"), task("waiting")])]
+    journal.finish([Outcome(added[0], DONE), Outcome(added[1], FAILED, reply="reason")])
+    ended = {one.key: (one.state, one.reply) for one in journal.ended([one.id for one in added])}
+    assert ended == {"done": (DONE, None), "failed": (FAILED, "reason")}
+    assert journal.ended([]) == []
+
+
 def test_rewritten_task_is_pending(journal: Journal) -> None:
     """A finished task can be made pending again in another lane; amending changes only its body."""
     ((one, _),) = journal.add_tasks([task("a")])

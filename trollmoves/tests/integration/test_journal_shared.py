@@ -6,6 +6,7 @@ import itertools
 import os
 import random
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -235,6 +236,110 @@ def test_a_call_at_the_instant_of_a_burial(join: Join, call: str) -> None:
 def _waits_for_a_lock(db: psycopg.Connection) -> bool:
     waiting = "SELECT 1 FROM pg_stat_activity WHERE %s = ANY(pg_blocking_pids(pid))"
     return db.execute(waiting, (db.info.backend_pid,)).fetchone() is not None
+
+
+TURN = "0" * 32
+
+
+def in_turn(key: str, turn: str = TURN) -> Task:
+    """Make a task with a turn."""
+    one = task(key)
+    one.turn = turn
+    return one
+
+
+def test_members_take_turns(join: Join) -> None:
+    """Of the tasks with one turn, a member holds the first one; after its end another one can be claimed."""
+    one, two = join(), join()
+    ((a, _),) = one.add_tasks([in_turn("a")])
+    added = two.add_tasks([in_turn("b"), in_turn("c"), in_turn("other", "1" * 32)])
+    assert [stored.held for stored in (a, *(stored for stored, _ in added))] == [True, False, False, True]
+    assert keys(two.claim("chain", "lane", 5, two.now())) == ["other"]
+    one.finish([Outcome(a, DONE)])
+    (b,) = two.claim("chain", "lane", 1, two.now(), in_flight=[added[2][0].id])
+    assert (b.key, b.overtaken) == ("b", False)
+    assert one.claim("chain", "lane", 5, one.now()) == []
+    two.finish([Outcome(b, WAITING, "failed", due=two.now() + 1000)])
+    (c,) = one.claim("chain", "lane", 5, one.now())
+    assert (c.key, c.overtaken) == ("c", False)
+    one.finish([Outcome(c, DONE)])
+    (b,) = one.claim("chain", "lane", 5, LATER)
+    assert (b.key, b.overtaken) == ("b", True)
+
+
+def test_a_held_task_precedes_the_first_of_its_turn(join: Join) -> None:
+    """A member can claim a task that it holds although an earlier one of the turn is free."""
+    one = join()
+    a, b = (stored for stored, _ in one.add_tasks([in_turn("a"), in_turn("b")]))
+    assert (a.held, b.held) == (True, False)
+    execute(one, "UPDATE tasks SET holder = NULL")
+    execute(one, f"UPDATE tasks SET holder = {one.life} WHERE key = 'b'")
+    assert keys(one.claim("chain", "lane", 5, LATER)) == ["b"]
+
+
+def test_a_turn_while_another_task_restarts(join: Join) -> None:
+    """A task that is restarted or renewed while another one of its turn is held waits for that."""
+    one, two = join(), join()
+    a, b = (stored for stored, _ in one.add_tasks([in_turn("a"), in_turn("b", "1" * 32)]))
+    one.finish([Outcome(a, FAILED, "failed"), Outcome(b, DONE)])
+    others = [stored for stored, _ in two.add_tasks([in_turn("c"), in_turn("d", "1" * 32)])]
+    assert all(other.held for other in others)
+    a.state = WAITING
+    assert keys(one.reset_tasks([a])) == ["a"]
+    one.renew_tasks([b])
+    assert (a.held, b.held) == (False, False)
+    assert one.claim("chain", "lane", 5, LATER) == []
+    two.finish([Outcome(other, DONE) for other in others])
+    assert keys(one.claim("chain", "lane", 5, LATER)) == ["a", "b"]
+
+
+def test_turns_at_the_same_time(join: Join) -> None:
+    """Members that add and claim tasks of few turns at the same time never run two tasks of one turn together."""
+    rng = random.Random(1)
+    turns = {f"{number} {n}": str(rng.randrange(4)) * 32 for number in range(3) for n in range(60)}
+    running: set[str] = set()
+    done: Counter[str] = Counter()
+    lock = threading.Lock()
+    deadline = time.monotonic() + 60
+
+    def work(number: int, journal: PostgresJournal) -> None:
+        rest = [in_turn(key, turn) for key, turn in turns.items() if key.startswith(f"{number} ")]
+        while (rest or len(done) < len(turns)) and time.monotonic() < deadline:
+            batch, rest = rest[:5], rest[5:]
+            mine = [one for one, _ in journal.add_tasks(batch) if one.held]
+            mine += journal.claim("chain", "lane", 8, journal.now(), in_flight=[one.id for one in mine])
+            began = [turns[one.key] for one in mine]
+            with lock:
+                assert len(set(began)) == len(began)
+                assert running.isdisjoint(began)
+                running.update(began)
+            time.sleep(0.002)  # other members claim now
+            with lock:
+                running.difference_update(began)
+                done.update(one.key for one in mine)
+            assert not journal.finish([Outcome(one, DONE) for one in mine]).lost
+
+    members = [join() for _ in range(3)]
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(work, range(3), members))
+    assert done == Counter(turns.keys())
+
+
+def test_a_file_of_several_hosts() -> None:
+    """Tasks stay on the host that has stored them, until another host has stored them too."""
+    url = new_schema(shared_server())
+    with ExitStack() as stack:
+        here, there = (PostgresJournal(url, name=name, sharing=True) for name in ("here", "there"))
+        stack.callback(here.close)
+        stack.callback(there.close)
+        for journal in (here, there):
+            journal.keep_on_host("chain", "fetch", until_shared=True)
+        here.add_tasks([task("both"), task("here")])
+        execute(here, "UPDATE tasks SET holder = NULL")
+        assert there.claim("chain", "lane", 5, LATER) == []
+        there.add_tasks([task("both")])
+        assert keys(there.claim("chain", "lane", 5, LATER)) == ["both"]
+        assert keys(here.claim("chain", "lane", 5, LATER)) == ["here"]
 
 
 def test_one_member_prunes(join: Join) -> None:

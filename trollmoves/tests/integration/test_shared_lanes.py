@@ -328,3 +328,26 @@ def test_requested_tasks_of_a_killed_member(join: Join, host: Host) -> None:
     sharing = two.journal.sharing
     assert sharing
     assert len(sharing.interrupted_numbers("chain", "fetch")) == host.by_member[two.journal.life] > 0
+
+
+def test_addresses_of_members(join: Join) -> None:
+    """Each member knows the addresses of all that work; those of a killed one are given to one other member."""
+    one, two = join(), join()
+    first, second = one.journal.sharing, two.journal.sharing
+    assert first
+    assert second
+    first.set_address("chain", "one:1")
+    second.set_address("chain", "two:1")
+    second.set_address("other", "two:2")
+    assert first.is_first()
+    assert not second.is_first()
+    assert first.addresses("chain") == second.addresses("chain") == ["one:1", "two:1"]
+    assert first.addresses("other") == ["two:2"]
+    second.set_address("other", None)
+    first.refresh()
+    assert first.addresses("other") == []
+    one.kill(two)
+    assert second.is_first()
+    assert second.addresses("chain") == ["two:1"]
+    assert second.killed_addresses("chain") == {"one:1"}
+    assert second.killed_addresses("other") == set()

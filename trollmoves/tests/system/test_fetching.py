@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import gc
 import http.server
 import json
+import os
 import signal
 import sys
 import tarfile
@@ -13,12 +15,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 from posttroll.message import Message
 
 from trollmoves.config.kinds import detect_kind, section_names
-from trollmoves.errors import OriginMissing, OriginUnreadable
+from trollmoves.errors import OriginMissing, OriginUnreadable, UnknownHostKey
 from trollmoves.fetcher import cli, fetch_from_message
+from trollmoves.fetching import filesystems
+from trollmoves.fetching.descriptions import parse_description
 from trollmoves.fetching.fetch import fetch
 from trollmoves.fetching.sources import LocalSource
 from trollmoves.movers import PartialId
@@ -28,7 +33,7 @@ from trollmoves.tests.helpers.daemons import REPOSITORY, Testbed
 from trollmoves.tests.helpers.fetching import FETCHER, S3DOWNLOADER, TOPIC, FetchTestbed
 from trollmoves.tests.helpers.waiting import until
 from trollmoves.tests.servers import openssh, pyftpd, seaweed
-from trollmoves.tests.servers.openssh import OpenSsh
+from trollmoves.tests.servers.openssh import OpenSsh, ssh_children
 from trollmoves.tests.servers.process import HOST
 from trollmoves.tests.servers.pyftpd import USER, PyFtpd
 from trollmoves.tests.servers.seaweed import BUCKET, KEY, SECRET, Seaweed, client
@@ -153,6 +158,32 @@ def test_fetcher_reads_from_everywhere(testbed: Testbed, s3: Seaweed, ssh: OpenS
     assert sorted(one.uid for one in received) == sorted(expected)
     assert all(set(one.data) == {"orbit", "uri", "uid"} for one in received)
     assert "secret-of-the-url" not in fetcher.process.lines()
+
+
+@pytest.mark.parametrize("transport", ["paramiko", "openssh"])
+def test_transports(transport: str, tmp_path: Path, ssh: OpenSsh, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files are read by both transports, with the same errors; a login serves several files and can be closed."""
+    home = tmp_path / "home" / ".ssh"
+    home.mkdir(parents=True)
+    monkeypatch.setenv("HOME", str(home.parent))
+    content = os.urandom(3_000_000)
+    (tmp_path / "f.nc").write_bytes(content)
+    monkeypatch.setitem(fsspec.config.conf, "sftp", {"ssh_transport": transport, "key_filename": str(ssh.user_key)})
+    given = {"protocol": "sftp", "host": HOST, "port": ssh.port, "username": ssh.user, "ssh_transport": "rsh"}
+    description = parse_description(given)  # a message cannot choose the transport
+    children = len(ssh_children(os.getpid()))
+    with pytest.raises(UnknownHostKey), (tmp_path / "out").open("wb") as stream:
+        filesystems.read("", str(tmp_path / "f.nc"), description, stream)
+    (home / "known_hosts").write_text(ssh.known_hosts.read_text())
+    for _ in range(2):
+        with (tmp_path / "out").open("wb") as stream:
+            filesystems.read("", str(tmp_path / "f.nc"), description, stream)
+        assert (tmp_path / "out").read_bytes() == content
+    assert len(ssh_children(os.getpid())) == children + (transport == "openssh")
+    with pytest.raises(OriginMissing), (tmp_path / "out").open("wb") as stream:
+        filesystems.read("", str(tmp_path / "missing.nc"), description, stream)
+    gc.collect()
+    until(lambda: len(ssh_children(os.getpid())) == children, 10, "the login is closed")
 
 
 # -- nothing is lost

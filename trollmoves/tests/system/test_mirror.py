@@ -33,6 +33,7 @@ from trollmoves.tests.helpers.daemons import (
 from trollmoves.tests.helpers.feeding import PATTERN, Feeder, content, names
 from trollmoves.tests.helpers.recording import HOST, ReceivedMessage, RecordingSubscriber, send_request
 from trollmoves.tests.helpers.waiting import until
+from trollmoves.tests.system.test_options_server import put
 
 ASK_AGAIN = 1  # s after which a request to a killed or stopped daemon is repeated
 BURST = 300
@@ -285,6 +286,47 @@ def test_datasets_and_collections(testbed: Testbed) -> None:
         assert (outer.target / path).read_bytes() == content(Path(path).name)
     assert [one.type for one in chain.mirrored.of_type("dataset", "collection")] == ["dataset", "collection"]
     until(lambda: not list(chain.copies.glob("*/*")), what="all copies and directories are removed")
+
+
+@pytest.mark.parametrize(("repeat_after", "changed"), [(300, True), (0, False)], ids=["metadata", "time"])
+def test_a_repeated_announcement(testbed: Testbed, repeat_after: int, changed: bool) -> None:
+    """A file that a legacy server announces again, late or with other metadata, is relayed and delivered again."""
+    publisher = Publisher(testbed)
+    chain = Chain(testbed, {"topic": "/not-relayed"}, repeat_after=repeat_after)
+    chain.sections["far"]["providers"] = f"{HOST}:{publisher.port}"
+    chain.mirror.reconfigure(chain.sections)
+    outer = chain.outer(repeat_after=repeat_after)
+    chain.start(outer)
+    publisher.wait_for_subscriber()
+    (name,) = chain.feeder.feed()
+    chain.server.wait_for_line(f"announced {name}")
+
+    def stations() -> list[str]:
+        return [receipt.data["station"] for receipt in outer.received.of_type("file")]
+
+    def announce(station: str) -> bool:
+        address = f"{HOST}:{chain.request_ports[0]}"
+        publisher.publish("file", item(chain.feeder, name, request_address=address, station=station))
+        return bool(stations())
+
+    until(lambda: announce("first"))
+    last = "second" if changed else "first"
+    until(lambda: announce(last) and len(stations()) > 1)
+    assert stations()[:2] == ["first", last]
+    until(lambda: chain.delivered(name) > 1, what="it is fetched again")
+
+
+def test_a_removed_file_returns(testbed: Testbed) -> None:
+    """A file that returns to a server with ``delete``, with its size and time, is relayed and delivered again."""
+    chain = Chain(testbed, {"delete": "true", "remove_delay": 0})
+    outer = chain.outer()
+    chain.start(outer)
+    path = chain.feeder.folder / next(chain.feeder.fresh_names())
+    for count in range(1, 4):
+        put(path, b"content", 1_700_000_000)
+        until(lambda count=count: outer.received.receipts().count(path.name) == count)  # type: ignore[misc]
+        until(lambda: not path.exists())
+        assert chain.delivered(path.name) == count
 
 
 # -- several servers

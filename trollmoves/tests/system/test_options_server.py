@@ -5,12 +5,15 @@ from __future__ import annotations
 import bz2
 import io
 import os
+import signal
 import socket
+import sqlite3
 import sys
 import tarfile
 import time
 import zipfile
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ import pytest
 from posttroll.message import Message
 from posttroll.publisher import Publisher
 
+from trollmoves.provider.pushes import REPLY_TTL
 from trollmoves.tests.helpers.daemons import TOPIC, Process, ServerClientPair, Testbed, server_section
 from trollmoves.tests.helpers.directories import RemoteDirectory
 from trollmoves.tests.helpers.recording import HOST, ReceivedMessage, RecordingSubscriber, send_request
@@ -43,11 +47,13 @@ def write_decompressor(folder: Path) -> Path:
     return program
 
 
-def put(path: Path, data: bytes) -> Path:
-    """Create a file under its final name atomically."""
+def put(path: Path, data: bytes, mtime: int = 0) -> Path:
+    """Create a file under its final name atomically, with a modification time in s if it is given."""
     path.parent.mkdir(parents=True, exist_ok=True)
     staged = path.parent / f".{path.name}"
     staged.write_bytes(data)
+    if mtime:
+        os.utime(staged, (mtime, mtime))
     return staged.rename(path)
 
 
@@ -462,3 +468,126 @@ def test_request_address_by_default(testbed: Testbed) -> None:
     assert int(port) == pair.request_port
     socket.inet_aton(address)
     assert send_request(pair.request_port, "/ping", "ping").type == "pong"
+
+
+def test_a_removed_file_returns(testbed: Testbed) -> None:
+    """With ``delete`` a file that returns with its size and time, also to a stopped server, is transferred again."""
+    pair = ServerClientPair(testbed, {"delete": "true", "remove_delay": 0}).start()
+    path = pair.feeder.folder / next(pair.feeder.fresh_names())
+
+    def is_transferred() -> bool:
+        return pair.received.receipts().count(path.name) == count and not path.exists()
+
+    for count in range(1, 11):
+        put(path, b"content", 1_700_000_000)
+        until(is_transferred, what=f"{count} transfers")
+    pair.server.terminate()
+    put(path, b"content", 1_700_000_000)
+    pair.server.start()
+    count = 11
+    until(is_transferred, what="a transfer after the restart")
+
+
+@pytest.mark.parametrize("how", ["pushed", "acked"])
+def test_a_delivered_file_is_replaced_before_its_removal(testbed: Testbed, how: str) -> None:
+    """With ``delete`` another file with the size and time of the one that waits for its removal is transferred, too."""
+    pair = ServerClientPair(testbed, {"delete": "true", "remove_delay": 3})
+    pair.server.start()
+    path = put(pair.feeder.folder / next(pair.feeder.fresh_names()), b"content", 1_700_000_000)
+    (announced,) = pair.announced.wait_for()
+    data = {**announced.data, "destination": str(pair.target)}
+    send_request(pair.request_port, TOPIC, "push" if how == "pushed" else "ack", data)
+    delivered_at = time.time()
+    staged = pair.feeder.folder / ".staged"
+
+    def is_staged_later() -> bool:
+        staged.write_bytes(b"another")
+        os.utime(staged, (1_700_000_000, 1_700_000_000))
+        return staged.stat().st_ctime > delivered_at + 0.05  # the clock of the disk is coarse
+
+    until(is_staged_later)
+    staged.rename(path)
+    assert pair.announced.wait_for(2)[1].data["announcement"]["returned"]
+    pair.client.start()
+    pair.client.wait_for_line("connected to")
+    pair.server.send(signal.SIGHUP)  # a new client does not request older announcements; a reload repeats them
+    until(lambda: not path.exists(), what="the file is delivered and removed")
+    assert (pair.target / path.name).read_bytes() == b"another"
+
+
+def test_a_file_returns_before_its_delivery(testbed: Testbed) -> None:
+    """A file that was moved out of the directory before a client could get it is announced again when it is back."""
+    pair = ServerClientPair(testbed)
+    pair.server.start()
+    (name,) = pair.feeder.feed()
+    pair.announced.wait_for()
+    path, outside = pair.feeder.folder / name, testbed.root / "outside"
+    path.rename(outside)
+    pair.client.start()
+    pair.received.wait_for_receipts(pair.feeder.feed())
+    outside.rename(path)
+    pair.wait_until_done()
+
+
+@pytest.mark.parametrize(("repeat_after", "changed"), [(300, True), (0, False)], ids=["metadata", "time"])
+def test_a_repeated_message(testbed: Testbed, repeat_after: int, changed: bool) -> None:
+    """With ``listen`` a repeated message about an unchanged file, late or with other metadata, is acted on again."""
+    speaker = Publisher(f"tcp://{HOST}:0", "speaker").start()
+    pair = ServerClientPair(testbed, repeat_after=repeat_after)
+    listens = {
+        "listen": "/spoken",
+        "addresses": f"{HOST}:{speaker.port_number}",
+        "nameserver": "False",
+        "topic": TOPIC,
+        "request_port": pair.request_port,
+        "request_address": HOST,
+        "repeat_after": repeat_after,
+    }
+    pair.server.reconfigure({"a": listens})
+    pair.start()
+    path = put(testbed.root / "spoken" / "a.dat", b"content")
+
+    def stations() -> list[str]:
+        return [message.data["station"] for message in pair.received.of_type("file")]
+
+    def speak(station: str) -> bool:
+        speaker.send(str(Message("/spoken", "file", {"uri": str(path), "uid": path.name, "station": station})))
+        return bool(stations())
+
+    until(lambda: speak("first"))
+    last = "second" if changed else "first"
+    until(lambda: speak(last) and len(stations()) > 1)
+    assert stations()[:2] == ["first", last]
+    if changed:
+        until(lambda: speak(last) and "ignored a repeated message about a.dat" in pair.server.lines())
+        assert stations() == ["first", last]
+    data = pair.announced.of_type("file")[-1].data
+    data = {key: value for key, value in data.items() if key != "announcement"}  # as a legacy client
+    again = testbed.directory("again")
+    assert send_request(pair.request_port, TOPIC, "push", data | {"destination": str(again)}).type == "file"
+    assert (again / path.name).exists()
+    speaker.stop()
+
+
+def test_a_legacy_client_requests_a_file_again(testbed: Testbed) -> None:
+    """A request without an id is answered from the journal for a minute; later the file is transferred again."""
+    pair = ServerClientPair(testbed)
+    pair.server.start()
+    (name,) = pair.feeder.feed()
+    (announced,) = pair.announced.wait_for()
+    data = {key: value for key, value in announced.data.items() if key != "announcement"}
+    data["destination"] = str(pair.target)
+
+    def is_transferred() -> bool:
+        assert send_request(pair.request_port, TOPIC, "push", data).type == "file"
+        return (pair.target / name).exists()
+
+    assert is_transferred()
+    (pair.target / name).unlink()
+    assert not is_transferred()
+    pair.server.terminate()
+    (journal,) = (testbed.root / "state").rglob("server-*.journal")
+    with closing(sqlite3.connect(journal)) as opened, opened:
+        opened.execute("UPDATE tasks SET finished = finished - ? WHERE kind = 'push'", (REPLY_TTL + 1,))
+    pair.server.start()
+    assert is_transferred()

@@ -5,9 +5,10 @@ from __future__ import annotations
 import signal
 from pathlib import Path
 
+import psycopg
 import pytest
 
-from trollmoves.journal import open_reader
+from trollmoves.journal import open_journal, open_reader
 from trollmoves.tests.helpers.daemons import (
     MIRROR_TOPIC,
     Process,
@@ -233,3 +234,21 @@ def test_orders_for_stopped_daemons(testbed: Testbed) -> None:
     client.wait_for_line("hrit is paused")
     resumed = testbed.run("trollmoves", "resume", "hrit", "-c", client.config)
     assert (resumed.returncode, resumed.stderr) == (0, "")
+
+
+@pytest.mark.slow
+def test_a_takeover_while_the_engine_does_not_respond(testbed: Testbed) -> None:
+    """A host whose sections cannot read the journal at their start goes on when the engine responds."""
+    feeder, target, port, client_port = testbed.feeder(), testbed.directory("out"), testbed.port(), testbed.port()
+    testbed.server({"hrit": server_section(feeder.folder, testbed.port())}, port).start()
+    url = new_schema(shared_server())
+    open_journal(url).close()
+    section = client_section(port, target, client_port)
+    client = testbed.client({"DEFAULT": {"journal": url}, "hrit": section})
+    receipts = testbed.subscriber(client_port)
+    with psycopg.connect(shared_server().url) as db:
+        db.execute(f"LOCK TABLE {url.rpartition('schema=')[2]}.tasks IN ACCESS EXCLUSIVE MODE".encode())
+        client.start(wait=False)
+        client.wait_for_line("opening the journal again", seconds=40)
+    client.wait_until_ready()
+    receipts.wait_for_receipts(feeder.feed(3))

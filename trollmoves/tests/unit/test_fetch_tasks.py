@@ -175,3 +175,23 @@ def test_two_servers_repeat_a_file_with_the_same_changes(journal: Journal) -> No
     assert repeated(fetches, request_address="other:9010") == 0
     assert repeated(fetches, station="kiruna") == 1
     assert repeated(fetches, request_address="other:9010", station="kiruna") == 0
+
+
+@pytest.mark.parametrize("compacted", [False, True])
+def test_another_file_of_the_same_version(journal: Journal, compacted: bool) -> None:
+    """A file that has returned is fetched again, once although two sources announce it, each several times."""
+    fetches = FetchTasks("chain", journal, Peers(0.0), 0.0, None, repeat_after=300.0)
+
+    def announced(number: int, source: str = SOURCE, *, returned: bool = True) -> Message:
+        message = announcement(60.0)
+        message.data["request_address"] = source
+        message.data["announcement"] |= {"number": number, "mtime": MTIME} | ({"returned": True} if returned else {})
+        return message
+
+    fetch(fetches, journal, announced(1, returned=False), compacted=compacted)
+    other = "other:9010"
+    assert fetches.record_announcements([announced(1, other, returned=False)], (), FRESH) == []
+    fetch(fetches, journal, announced(2), compacted=compacted)
+    for message in (announced(2), announced(2, other), announced(2, other), announced(1, returned=False)):
+        assert fetches.record_announcements([message], (), BACKLOG) == []
+    assert len(fetches.record_announcements([announced(3)], (), BACKLOG)) == 1

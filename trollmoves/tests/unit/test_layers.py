@@ -23,7 +23,7 @@ LAYERS = (
     ("fetching",),
     ("daemons",),
     ("provider", "receiver", "daemon", "filescleaner", "logging"),
-    ("standby",),
+    ("spool", "standby"),
     ("metrics", "monitor", "status"),
     ("config", "orders"),
     ("scheduler", "messaging", "movers", "watch"),

@@ -30,6 +30,7 @@ SERVER: dict[str, object] = {
     "nameserver": "localhost",
     "addr_listener": True,
     "timeout": 10.0,
+    "repeat_after": 300.0,
     "translate": False,
     "request_port": None,
     "request_address": None,
