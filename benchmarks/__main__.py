@@ -31,7 +31,7 @@ def works(*, full: bool, old: bool, with_peers: bool) -> dict[str, Work]:
         "metrics": partial(flow.metrics, count=2000),
         "small": partial(movers.small, count=500, old=old),
         "large": partial(movers.large, megabytes=200 * times),
-        "lines": partial(lines.lines, megabytes=200 * times, count=2000 * times),
+        "lines": partial(lines.lines, megabytes=100 * times, count=500 * times),
         "fan-out": partial(topologies.fan_out, count=200 * times),
         "clients": partial(topologies.fan_out, count=100 * times, most=50),
         "fan-in": partial(topologies.fan_in, count=500 * times),

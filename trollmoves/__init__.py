@@ -1,3 +1,3 @@
 """Move files between hosts, driven by posttroll messages."""
 
-__version__ = "1.0.0.dev0"
+__version__ = "1.0.0"

@@ -36,8 +36,10 @@ class Spool:
     All methods raise JournalError if the file cannot be used.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, limit: int = MAX_MESSAGES) -> None:
+        """``limit`` is the maximum number of messages in all queues together."""
         self.path = path
+        self._limit = limit
         self._lock = threading.Lock()
         self._journal: Journal | None = None
         self._count = 0
@@ -54,18 +56,18 @@ class Spool:
     def append(self, queue: str, messages: Sequence[Message]) -> None:
         """Store messages behind those of the queue, without those that it has already.
 
-        Beyond MAX_MESSAGES in all queues, messages are dropped; this is logged with their number.
+        Beyond the limit, messages are dropped; this is logged with their number.
         """
         with self._lock:
             journal = self._open()
-            kept = messages[: max(0, MAX_MESSAGES - self._count)]
+            kept = messages[: max(0, self._limit - self._count)]
             tasks = [Task(queue, KIND, _digest(message.raw), KIND, message.raw, _FIRST) for message in kept]
             self._count += sum(is_new for _, is_new in journal.add_tasks(tasks))
             self._dropped += len(messages) - len(kept)
             if len(kept) < len(messages) and (more := self._throttle.admit()) is not None:
                 logger.error(
                     "[%s] the spool %s is full (%d messages): messages dropped since the start: %d%s",
-                    *(queue, self.path, MAX_MESSAGES, self._dropped, more),
+                    *(queue, self.path, self._limit, self._dropped, more),
                 )
 
     def first(self, queue: str) -> list[Task]:

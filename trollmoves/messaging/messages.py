@@ -113,10 +113,8 @@ class Message:
         time = self.time if version > NO_DATETIME_VERSION else self.time.replace(tzinfo=None)
         return f"{MAGIC}{_utf8_safe(self.subject)} {self.type} {self.sender} {time.isoformat()} {version}"
 
-    def derive(
-        self, type_: str, added: dict[str, Any] | None = None, *, without: str | None = None, sender: str = ""
-    ) -> str:
-        """Return the text of a new message with the same subject and data, from ``sender`` or from this process.
+    def derive(self, type_: str, added: dict[str, Any] | None = None, *, without: str | None = None) -> str:
+        """Return the text of a new message of this process with the same subject and data.
 
         The items of ``added`` are added to the data, the item ``without`` is left out. The data is copied from ``raw``
         where possible: after a change of ``data`` set ``raw`` to "".
@@ -127,10 +125,10 @@ class Message:
             new_data = self.data
             if added or without is not None:
                 new_data = {k: value for k, value in new_data.items() if k != without} | added
-            return Message(self.subject, type_, new_data, sender or own_sender()).encode()
+            return Message(self.subject, type_, new_data).encode()
         if added:
             data = f"{data[:-1]}, {json.dumps(added)[1:]}"
-        head = Message(self.subject, type_, sender=sender or own_sender())._head(self.version or NEWEST_VERSION)
+        head = Message(self.subject, type_)._head(self.version or NEWEST_VERSION)
         return f"{head} application/json {data}"
 
     def _data_text(self, added: dict[str, Any], without: str | None) -> str:

@@ -216,8 +216,7 @@ class FetchTasks:
         known_digest = current_fetch.digest(source) or first_fetch.digest(source)
         known_number = current_fetch.number(source) or first_fetch.number(source)
         metadata = payload.announcement_metadata(candidate.context.data)
-        is_same = metadata and (metadata["log"], metadata["number"]) == known_number
-        if is_same:
+        if _is_known(metadata, known_number):
             return ""
         if metadata.get(payload.RETURNED):
             return "it is another file with the same size and time"
@@ -427,8 +426,12 @@ def _has_returned(candidate: Task, source: str, current: Task, first_fetch: Fetc
     metadata = payload.announcement_metadata(candidate.context.data)
     if not metadata.get(payload.RETURNED):
         return False
-    known = Fetch.load(current.body).number(source) or first_fetch.number(source)
-    return (metadata["log"], metadata["number"]) != known
+    return not _is_known(metadata, Fetch.load(current.body).number(source) or first_fetch.number(source))
+
+
+def _is_known(metadata: dict[str, Any], known: tuple[str, int] | None) -> bool:
+    """Return True for the known announcement of a file, or an older one: a replay may contain both."""
+    return bool(metadata and known and metadata["log"] == known[0] and metadata["number"] <= known[1])
 
 
 def _size_and_time(data: dict[str, Any]) -> tuple[int | None, int | None]:

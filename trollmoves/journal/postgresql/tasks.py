@@ -10,7 +10,6 @@ Of the tasks with one turn, members hold at most one at a time (index ``tasks_tu
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
@@ -18,24 +17,17 @@ from typing import Any
 from psycopg.types.json import Json
 
 from trollmoves.errors import JournalError
+from trollmoves.journal.common.lanes import STORE_LANE, LaneRow, UnstoredLanes
 from trollmoves.journal.common.queries import placeholders
+from trollmoves.journal.common.sources import UPSERT_SOURCE, source_rows
 from trollmoves.journal.common.tasks import TaskQueries
 from trollmoves.journal.interface import MergeFunction
-from trollmoves.journal.lane_states import (
-    LANE_INTERVAL,
-    MAX_ERROR,
-    MAX_SIZE,
-    LaneChanges,
-    merge_changes,
-    record_outcome,
-)
 from trollmoves.journal.postgresql.database import Connection, PostgresDatabase
 from trollmoves.journal.postgresql.members import TRIED, Membership
-from trollmoves.journal.postgresql.queries import PostgresQueries
+from trollmoves.journal.postgresql.queries import PostgresQueries, translated
 from trollmoves.journal.postgresql.schema import IDENT_PREFIX, ident
 from trollmoves.journal.postgresql.secrets import LoginCipher
 from trollmoves.journal.postgresql.sharing import Allotment, Identity, PostgresSharing, held_identities
-from trollmoves.journal.postgresql.sources import upsert_sources
 from trollmoves.journal.records import (
     BACKLOG,
     FRESH,
@@ -137,18 +129,6 @@ _RENEW = (
     f"holder = CASE WHEN NOT {_turn_is_held('tasks')} THEN %(me)s::bigint END, done_by = NULL WHERE id = %(id)s "
     "RETURNING id, holder IS NOT NULL"
 )
-_STORE_LANE = (
-    "INSERT INTO lanes AS l (chain, lane, done, bytes, last_done, last_id, failure, error, failing_since, updated) "
-    "VALUES (%(chain)s, %(lane)s, %(done)s, %(bytes)s, %(last_done)s, %(last_id)s, %(failure)s, %(error)s, "
-    "%(failing_since)s, %(now)s) ON CONFLICT (chain, lane) DO UPDATE SET "
-    "done = l.done + excluded.done, bytes = least(l.bytes::numeric + excluded.bytes, 9223372036854775807)::bigint, "
-    "last_done = coalesce(excluded.last_done, l.last_done), last_id = coalesce(excluded.last_id, l.last_id), "
-    # A failure, or a success, replaces the earlier state; an error of one file changes nothing.
-    "failure = CASE WHEN excluded.failure IS NOT NULL OR excluded.done > 0 THEN excluded.failure ELSE l.failure END, "
-    "error = CASE WHEN excluded.failure IS NOT NULL OR excluded.done > 0 THEN excluded.error ELSE l.error END, "
-    "failing_since = CASE WHEN excluded.failure IS NOT NULL THEN coalesce(l.failing_since, excluded.failing_since) "
-    "WHEN excluded.done > 0 THEN NULL ELSE l.failing_since END, updated = excluded.updated"
-)
 
 
 class PostgresTasks(PostgresQueries, TaskQueries):
@@ -168,10 +148,7 @@ class PostgresTasks(PostgresQueries, TaskQueries):
         self._database = database
         self._membership = membership
         self._cipher = cipher
-        self._lane_changes: LaneChanges = {}  # not stored yet
-        self._lanes_lock = threading.Lock()  # guards it
-        self._lanes_stored = 0.0
-        self._failing: set[tuple[str, str]] = set()  # lanes with a stored failure
+        self._unstored_lanes = UnstoredLanes()
         self._last_finish = 0.0
         self._after_kill: float | None = None  # s, as of the first question
 
@@ -180,13 +157,13 @@ class PostgresTasks(PostgresQueries, TaskQueries):
     def add_tasks(
         self, tasks: Iterable[Task], sources: Iterable[tuple[str, SourcePosition]] = ()
     ) -> list[tuple[Task, bool]]:
-        now, tasks, sources = self.now(), list(tasks), list(sources)
-        if not tasks and not sources:
+        now, tasks, positions = self.now(), list(tasks), source_rows(sources)
+        if not tasks and not positions:
             return []
 
         def work(db: Connection) -> list[tuple[Task, bool]]:
             added = self._add(db, tasks, now)
-            upsert_sources(db, sources)
+            _execute_each(db, UPSERT_SOURCE, positions)
             return added
 
         return self._database.run(work, now)
@@ -289,7 +266,7 @@ class PostgresTasks(PostgresQueries, TaskQueries):
     def merge(
         self, tasks: Iterable[Task], sources: Iterable[tuple[str, SourcePosition]], how: MergeFunction
     ) -> list[Task]:
-        now, tasks, sources = self.now(), list(tasks), list(sources)
+        now, tasks, positions = self.now(), list(tasks), source_rows(sources)
 
         def work(db: Connection) -> list[Task]:
             editor = _Editor(self, db, now, self._allot())
@@ -303,7 +280,7 @@ class PostgresTasks(PostgresQueries, TaskQueries):
                     continue
                 stored, is_new = editor.add(task)
                 found[position] = [task] if is_new else editor.with_free(task, stored, how(editor, task, stored))
-            upsert_sources(db, sources)
+            _execute_each(db, UPSERT_SOURCE, positions)
             return [task for position in range(len(tasks)) for task in found[position]]
 
         return self._database.run(work, now)
@@ -417,37 +394,26 @@ class PostgresTasks(PostgresQueries, TaskQueries):
         outcomes = list(outcomes)
         if not outcomes:
             return Finished([], ())
-        with self._lanes_lock:
-            return self._finish(outcomes)
-
-    def _finish(self, outcomes: Sequence[Outcome]) -> Finished:
         now = self.now()
-        changes: LaneChanges = {}
-        for outcome in outcomes:
-            record_outcome(changes, outcome)
-        merge_changes(changes, self._lane_changes)
-        failing = {lane for lane, change in changes.items() if change.failure}
-        is_due = now - self._lanes_stored > LANE_INTERVAL or failing or not self._failing.isdisjoint(changes)
+        with self._unstored_lanes.storing(outcomes, now) as lanes:
+            return self._finish(outcomes, lanes, now)
+
+    def _finish(self, outcomes: Sequence[Outcome], lanes: Sequence[LaneRow], now: float) -> Finished:
 
         def work(db: Connection) -> Finished:
             stored = self._store_outcomes(db, outcomes, now)
             ours = [outcome for outcome in outcomes if outcome.task.id in stored]
             follow_ups = [task for outcome in ours for task in outcome.follow_ups]
             new = [task for task, is_new in self._add(db, follow_ups, now) if is_new]
-            if is_due:
-                self._store_lanes(db, changes, now)
+            _execute_each(db, STORE_LANE, lanes)
             return Finished(new, [outcome for outcome in outcomes if outcome.task.id not in stored])
 
-        is_single = not is_due and not any(outcome.follow_ups for outcome in outcomes)
+        is_single = not lanes and not any(outcome.follow_ups for outcome in outcomes)
         # Not fenced: the statement leaves out the outcomes of a buried member, and so their follow-ups.
         database = self._database
         finished = database.run_statement(work, now) if is_single else database.run(work, now, fenced=False)
         self._last_finish = now
         self._membership.held = max(0, self._membership.held - len(outcomes))
-        self._lane_changes = {} if is_due else changes
-        if is_due:
-            self._lanes_stored = now
-            self._failing = self._failing - {lane for lane, change in changes.items() if change.done} | failing
         return finished
 
     def _store_outcomes(self, db: Connection, outcomes: Sequence[Outcome], now: float) -> set[int]:
@@ -464,37 +430,14 @@ class PostgresTasks(PostgresQueries, TaskQueries):
             stored |= {id_ for (id_,) in db.execute(earlier, (missing, tokens)).fetchall()}
         return stored
 
-    @staticmethod
-    def _store_lanes(db: Connection, changes: LaneChanges, now: float) -> None:
-        for (chain, lane), change in sorted(changes.items()):
-            failure = change.failure
-            error = to_sqlite_text(change.error[:MAX_ERROR]) if failure and change.error else None
-            values = {
-                "chain": chain,
-                "lane": to_sqlite_text(lane),
-                "done": change.done,
-                "now": now,
-                "failure": failure,
-                "bytes": min(change.size, MAX_SIZE),
-                "last_id": change.last_id,
-                "error": error,
-                "last_done": now if change.done else None,
-                "failing_since": now if failure else None,
-            }
-            db.execute(_STORE_LANE.encode(), values)
-
     def store_lanes(self) -> None:
-        now = self.now()
-        with self._lanes_lock:
-            changes = self._lane_changes
-            if changes:
-                self._database.run(lambda db: self._store_lanes(db, changes, now))
-            self._lane_changes = {}
-            self._lanes_stored = now
+        if self._unstored_lanes:
+            with self._unstored_lanes.storing((), self.now(), must_store=True) as lanes:
+                self._database.run(lambda db: _execute_each(db, STORE_LANE, lanes))
 
     def mark_alive(self) -> float:
         """Store the states of lanes once all tasks are finished; the lease says that this process lives."""
-        if not self._lane_changes:
+        if not self._unstored_lanes:
             return float("inf")
         rest = self._last_finish + UNFLUSHED_SECONDS - self.now()
         if rest > 0:
@@ -678,6 +621,12 @@ def _identity(task: Task) -> tuple[str, str, str]:
 def _key_values(chain: str, kind: str, key: str) -> Sequence[Any]:
     text = to_sqlite_text(key)
     return (chain, kind, *[text] * ident("%s").count("%s"))
+
+
+def _execute_each(db: Connection, statement: str, rows: Iterable[Sequence[Any]]) -> None:
+    """Execute a shared statement for each row, in this order."""
+    for row in rows:
+        db.execute(translated(statement).encode(), row)
 
 
 def _outcome_row(outcome: Outcome) -> dict[str, Any]:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import sqlite3
-import threading
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from typing import Any
 
 from trollmoves.errors import JournalError
+from trollmoves.journal.common.lanes import STORE_LANE, UnstoredLanes
 from trollmoves.journal.common.queries import placeholders
+from trollmoves.journal.common.sources import UPSERT_SOURCE, source_rows
 from trollmoves.journal.common.tasks import TaskQueries
 from trollmoves.journal.interface import MergeFunction
-from trollmoves.journal.lane_states import LANE_INTERVAL, LaneChanges, merge_changes, record_outcome
 from trollmoves.journal.records import (
     BACKLOG,
     FAILED,
@@ -28,8 +28,6 @@ from trollmoves.journal.records import (
 )
 from trollmoves.journal.sqlite.database import JournalDatabase
 from trollmoves.journal.sqlite.files import write_times
-from trollmoves.journal.sqlite.lanes import store_lanes
-from trollmoves.journal.sqlite.sources import upsert_source
 
 COLUMNS = "id, chain, kind, key, lane, rank, due, state, tries, created, announcement_number, body, reply, finished"
 _SELECT_KEY = f"SELECT {COLUMNS} FROM tasks WHERE chain = ? AND kind = ? AND key = ?"
@@ -53,10 +51,7 @@ class TaskTable(JournalDatabase, TaskQueries):
     def __init__(
         self, path: str, *, synchronous: str = "normal", damage: str = "", on_damage: Callable[[], None] | None = None
     ) -> None:
-        self._lane_changes: LaneChanges = {}  # not stored yet
-        self._lanes_lock = threading.Lock()  # guards it, and is acquired before the lock of the database
-        self._lanes_stored = 0.0
-        self._failing: set[tuple[str, str]] = set()  # lanes with a stored failure
+        self._unstored_lanes = UnstoredLanes()
         super().__init__(path, synchronous=synchronous, damage=damage, on_damage=on_damage)
 
     def add_tasks(
@@ -68,8 +63,7 @@ class TaskTable(JournalDatabase, TaskQueries):
             for task in tasks:
                 added.append((task, True) if _insert(db, task, now) else (_existing(db, task), False))
                 self._last_write = now if added[-1][1] else self._last_write
-            for chain, source in sources:
-                upsert_source(db, chain, source)
+            db.executemany(UPSERT_SOURCE, source_rows(sources))
         return added
 
     def merge(
@@ -84,8 +78,7 @@ class TaskTable(JournalDatabase, TaskQueries):
                 found += [task] if is_new else how(editor, task, stored)
             if editor.has_added:
                 self._last_write = now
-            for chain, source in sources:
-                upsert_source(db, chain, source)
+            db.executemany(UPSERT_SOURCE, source_rows(sources))
         return found
 
     def task_of(self, row: Any) -> Task:
@@ -155,42 +148,24 @@ class TaskTable(JournalDatabase, TaskQueries):
         return [(str(lane), str(kind)) for lane, kind in rows]
 
     def finish(self, outcomes: Iterable[Outcome]) -> Finished:
-        with self._lanes_lock:
-            return Finished(self._finish(outcomes), ())
-
-    def _finish(self, outcomes: Iterable[Outcome]) -> list[Task]:
-        now = self.now()
+        now, outcomes = self.now(), list(outcomes)
         new: list[Task] = []
-        changes: LaneChanges = {}
-        with self._transaction() as db:
+        with self._unstored_lanes.storing(outcomes, now) as lanes, self._transaction() as db:
             for outcome in outcomes:
                 _store_outcome(db, outcome, now)
                 if outcome.state != WAITING:
                     self._last_finish = self._last_write = now
-                record_outcome(changes, outcome)
                 new += [following for following in outcome.follow_ups if _insert(db, following, now)]
-            merge_changes(changes, self._lane_changes)
-            failing = {lane for lane, change in changes.items() if change.failure}
-            is_due = now - self._lanes_stored > LANE_INTERVAL or failing or not self._failing.isdisjoint(changes)
-            if is_due:
-                store_lanes(db, changes, now)
-        self._lane_changes = {} if is_due else changes
-        if is_due:
-            self._lanes_stored = now
-            self._failing = self._failing - {lane for lane, change in changes.items() if change.done} | failing
-        return new
+            db.executemany(STORE_LANE, lanes)
+        return Finished(new, ())
 
     def _store_rest(self) -> None:
-        store_lanes(self._db, self._lane_changes, self.now())
-        self._lane_changes = {}
+        self._db.executemany(STORE_LANE, self._unstored_lanes.rows(self.now()))
 
     def store_lanes(self) -> None:
-        now = self.now()
-        with self._lanes_lock:
-            with self._transaction() as db:
-                store_lanes(db, self._lane_changes, now)
-            self._lane_changes = {}
-            self._lanes_stored = now
+        storing = self._unstored_lanes.storing((), self.now(), must_store=True)
+        with storing as lanes, self._transaction() as db:
+            db.executemany(STORE_LANE, lanes)
 
     def mark_alive(self) -> float:
         finished = self._last_finish
@@ -201,7 +176,7 @@ class TaskTable(JournalDatabase, TaskQueries):
             return finished + UNFLUSHED_SECONDS - now + MARK_SLACK
         self._alive = now
         write_times(self._lock_file, now, self._last_write)
-        if self._lane_changes:
+        if self._unstored_lanes:
             with suppress(JournalError):  # they stay in memory
                 self.store_lanes()
         return float("inf")

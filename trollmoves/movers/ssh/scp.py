@@ -444,18 +444,16 @@ class ScpMover(SshMover):
 
     def open_connection(self, transport: paramiko.Transport, hang_up: Callable[[], None]) -> Connection:
         """Open one channel for files and one for other operations."""
-        return ScpConnection(
-            transport,
-            self.stall_timeout,
-            hang_up,
-            self.host,
-            connect_timeout=self.connect_timeout,
-            checksum=self.option("verify_checksum"),
-        )
+        return self._open(ScpConnection, transport, hang_up)
 
     def open_single_channel(self, transport: paramiko.Transport, hang_up: Callable[[], None]) -> Connection:
         """Return a connection that uses one channel at a time."""
-        return SingleChannelConnection(
+        return self._open(SingleChannelConnection, transport, hang_up)
+
+    def _open(
+        self, connection: type[_FileConnection], transport: paramiko.Transport, hang_up: Callable[[], None]
+    ) -> Connection:
+        return connection(
             transport,
             self.stall_timeout,
             hang_up,

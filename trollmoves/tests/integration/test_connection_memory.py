@@ -305,7 +305,7 @@ def test_end_that_is_reported_before_the_descriptor_is_closed() -> None:
         until(has_ended)
 
 
-def test_long_request(replier: Replier) -> None:
+def test_long_request(replier: Replier, caplog: pytest.LogCaptureFixture) -> None:
     """A request of 17 MB in one frame is cut off, and not read."""
     received = b""
     with closing(peer(replier.port, b"DEALER")) as line, suppress(ConnectionError):
@@ -313,6 +313,7 @@ def test_long_request(replier: Replier) -> None:
         while block := line.recv(100):
             received += block
     assert b" err " not in received
+    until(lambda: "it sent more than 2.5 MB in a message" in caplog.text, what="the reason is logged")
 
 
 def is_closed(line: socket.socket) -> bool:

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -175,3 +176,15 @@ def test_installed_daemons_check_their_configuration(installed: Path, tmp_path: 
     done = run(installed, command, "--check", config)
     assert (done.returncode, done.stderr) == (0, "")
     assert "[hrit]" in done.stdout
+
+
+def test_conda_recipe_has_the_dependencies() -> None:
+    """The conda recipe requires what the package requires, and starts each command."""
+    recipe = (CHECKOUT / "packaging/conda/meta.yaml").read_text()
+    project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]
+    (listed,) = re.findall(r"^  run:\n((?:    - .*\n)+)", recipe, re.MULTILINE)
+    required = {re.split(r" *#", line.removeprefix("    - "))[0].replace(" ", "") for line in listed.splitlines()}
+    declared = {re.split(r" *;", text)[0].replace(" ", "") for text in project["dependencies"]}
+    assert required == declared | {"python"}
+    assert set(re.findall(r"^    - (\S+) --", recipe, re.MULTILINE)) == set(os.listdir(CHECKOUT / "bin"))
+    assert all(f"- {name} = {target}\n" in recipe for name, target in project["scripts"].items())

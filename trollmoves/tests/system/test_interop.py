@@ -78,7 +78,9 @@ def test_missed_announcements_of_an_old_server(testbed: Testbed) -> None:
     pair = ServerClientPair(testbed)
     pair.server = earlier.server(testbed, pair.server_sections, pair.publish_port)
     begin(pair)
-    pair.client.wait_for_line("missed announcements can be reported but not recovered")
+    known = "missed announcements can be reported but not recovered"
+    pair.client.wait_for_line(known)
+    assert all(line.startswith("[INFO: ") for line in pair.client.lines().splitlines() if known in line)
     assert pair.client.terminate() == 0
     before = len(pair.announced.receipts())
     missed = pair.feeder.feed(3)

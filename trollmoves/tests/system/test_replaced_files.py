@@ -18,7 +18,7 @@ from trollmoves.tests.helpers.daemons import (
 from trollmoves.tests.helpers.feeding import Feeder, content
 from trollmoves.tests.helpers.waiting import until
 
-VERSIONS = 12
+VERSIONS = 8
 SIZE = 300_000
 
 

@@ -10,6 +10,7 @@ from contextlib import closing, suppress
 
 import pytest
 
+from trollmoves.journal import open_reader
 from trollmoves.tests.helpers import legacy_peer as earlier
 from trollmoves.tests.helpers.daemons import ServerClientPair, Testbed
 from trollmoves.tests.helpers.dispatching import TOPIC, DispatcherTestbed
@@ -54,7 +55,8 @@ def wait_until_kept(testbed: Testbed, names: list[str]) -> None:
 @pytest.mark.parametrize("fleet", ["standby", "share"])
 def test_a_dispatcher(testbed: Testbed, engine: Postgresql, fleet: str) -> None:
     """A dispatcher that is killed and started while the engine is away delivers each file once, in order."""
-    process = {"journal": new_schema(engine), "fleet": fleet}
+    url = new_schema(engine)
+    process = {"journal": url, "fleet": fleet}
     target = {"directory": "OUT", "dispatch_configs": [{"topics": [TOPIC]}], "max_transfers_per_host": 1}
     dispatcher = DispatcherTestbed(testbed, {"DEFAULT": process, "mail": target}).start()
     daemon, publisher = dispatcher.process, dispatcher.publisher
@@ -67,6 +69,8 @@ def test_a_dispatcher(testbed: Testbed, engine: Postgresql, fleet: str) -> None:
 
     names = publish("before")
     dispatcher.wait_for(*names)
+    with open_reader(url) as reader:
+        until(lambda: not reader.waiting(), RETURN, "all deliveries are stored as done")
     engine.stop()
     names += publish("away")
     wait_until_kept(testbed, names[COUNT:])

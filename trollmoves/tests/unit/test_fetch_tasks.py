@@ -145,13 +145,14 @@ def test_a_legacy_server_repeats_a_file(journal: Journal, compacted: bool) -> No
 
 @pytest.mark.parametrize("compacted", [False, True])
 def test_a_server_publishes_an_announcement_again(journal: Journal, compacted: bool) -> None:
-    """The same number is the same announcement, at any time; another number repeats the file."""
+    """The same or an older number is a known announcement, at any time; a higher number repeats the file."""
     fetches = FetchTasks("chain", journal, Peers(0.0), 0.0, None, repeat_after=0.0)
     message = announcement(60.0)
     message.data["announcement"]["mtime"] = MTIME
     fetch(fetches, journal, message, compacted=compacted)
     assert repeated(fetches, 60.0) == 0
     assert repeated(fetches, 60.0, number=2) == 1
+    assert repeated(fetches, 60.0, number=1, station="of a replay") == 0
 
 
 def test_a_peer_fetches_a_file_while_its_own_fetch_ends(fetches: FetchTasks, journal: Journal) -> None:
