@@ -22,7 +22,7 @@ from trollmoves.utils.logs import LogThrottle
 logger = logging.getLogger(__name__)
 
 SUFFIX = ".spool"  # of the file, which has the name of the journal that the daemon would have without a shared one
-KIND = "heard"  # of the tasks; the chain is the name of the queue
+KIND = "received"  # of the tasks; the chain is the name of the queue
 MAX_MESSAGES = 100_000
 MAX_AGE = 86_400.0  # s; older messages, which a standby has kept until it works, are dropped
 RETRY_DELAY = 1.0  # s before the next attempt to read the file

@@ -21,14 +21,14 @@ def test_messages_wait_in_order(tmp_path: Path) -> None:
     """Each message is kept once, in order, also for the next process; the file is removed with the last one."""
     path = tmp_path / "a.spool"
     spool = Spool(str(path))
-    heard = messages("c", "a", "b")
-    spool.append("queue", heard[:2])
-    spool.append("queue", heard)
+    received = messages("c", "a", "b")
+    spool.append("queue", received[:2])
+    spool.append("queue", received)
     spool.append("other", messages("d"))
     spool.close()
     spool = Spool(str(path))
     tasks = spool.first("queue")
-    assert [task.body for task in tasks] == [message.raw for message in heard]
+    assert [task.body for task in tasks] == [message.raw for message in received]
     spool.remove(tasks)
     assert spool.first("queue") == []
     spool.remove(spool.first("other"))
@@ -38,10 +38,10 @@ def test_messages_wait_in_order(tmp_path: Path) -> None:
 def test_too_many_messages(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Messages beyond the limit are dropped, and counted in the log."""
     spool = Spool(str(tmp_path / "a.spool"), limit=3)
-    heard = messages(*"abcde")
-    spool.append("queue", heard[:2])
-    spool.append("queue", heard[2:])
-    assert [task.body for task in spool.first("queue")] == [message.raw for message in heard[:3]]
+    received = messages(*"abcde")
+    spool.append("queue", received[:2])
+    spool.append("queue", received[2:])
+    assert [task.body for task in spool.first("queue")] == [message.raw for message in received[:3]]
     assert "is full (3 messages): messages dropped since the start: 2" in caplog.text
     spool.close()
 
