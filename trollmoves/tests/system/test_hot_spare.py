@@ -218,13 +218,18 @@ def restart_primary(spares: Spares) -> None:
 
 @pytest.mark.parametrize("old", ["primary", "spare"])
 def test_mixed_with_an_old_client(testbed: Testbed, old: str) -> None:
-    """With an old client as primary or spare, the other takes over when the primary is killed."""
+    """With an old client as primary or spare, the other takes over when the primary is killed.
+
+    A file that one client has transferred is an error in neither the server nor the other client.
+    """
     spares = Spares(testbed, old=old).start()
     fed = spares.feeder.feed(2)  # an old client requests it long before its spare, also when it is slow
     wait_for_receipts(spares, *fed)
     time.sleep(2 * DELAY)
     assert sorted(spares.receipts()[-2:]) == sorted(fed)
     spares.check(*fed)
+    for process in (spares.server, spares.spare if old == "primary" else spares.primary):
+        assert "ERROR" not in process.lines()
     spares.primary.kill()
     fed = spares.feeder.feed(5)
     wait_for_receipts(spares, *fed)
