@@ -17,8 +17,7 @@ from trollmoves.tests.helpers.daemons import Process, Sections, Testbed
 from trollmoves.tests.servers.process import answers
 
 VERSION = "0.19.0"
-REQUIREMENTS = (f"trollmoves[server]=={VERSION}", "s3fs")
-VARIABLE = "TROLLMOVES_OLD_PYTHON"  # names the python of a venv that has these
+VARIABLE = "TROLLMOVES_OLD_PYTHON"  # names the python of a venv that has it
 OLDEST = (3, 12)
 INSTALL_SECONDS = 300
 
@@ -41,20 +40,6 @@ def client(testbed: Testbed, sections: Sections, name: str = "old-client") -> Pr
     ports = [int(str(options["publish_port"])) for options in sections.values()]
     command = [*_command("move_it_client.py"), str(config)]
     return testbed.process(name, command, config, lambda _: all(map(answers, ports)), _environment(testbed))
-
-
-def mirror(testbed: Testbed, sections: Sections, port: int, name: str = "old-mirror") -> Process:
-    """Return an old mirror, publishing on ``port``, not started yet."""
-    config = testbed.config(sections, f"{name}.ini")
-    command = [*_command("move_it_mirror.py"), str(config), "-p", str(port)]
-    ports = [port, *(int(str(options["request_port"])) for options in sections.values())]
-    return testbed.process(name, command, config, lambda _: all(map(answers, ports)), _environment(testbed))
-
-
-def dispatcher(testbed: Testbed, config: Path, port: int, name: str = "old-dispatcher") -> Process:
-    """Return an old dispatcher, publishing on ``port``, not started yet."""
-    command = [*_command("dispatcher.py"), str(config), "-p", str(port)]
-    return testbed.process(name, command, config, lambda _: answers(port), _environment(testbed))
 
 
 def remove_it(testbed: Testbed, *arguments: str | Path) -> None:
@@ -87,7 +72,7 @@ def python() -> Path | PeerUnavailable:
 def _cached() -> Path:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "trollmoves"
     base = _base_python()
-    folder = cache / f"earlier-{VERSION}-s3-{base.name}"
+    folder = cache / f"earlier-{VERSION}-{base.name}"
     try:
         cache.mkdir(parents=True, exist_ok=True)
         with (cache / f"{folder.name}.lock").open("w") as lock:
@@ -131,7 +116,7 @@ def _candidates() -> Iterator[str]:
 
 def _make(folder: Path, base: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
-    install = [str(folder / "bin" / "python"), "-m", "pip", "install", "-q", *REQUIREMENTS]
+    install = [str(folder / "bin" / "python"), "-m", "pip", "install", "-q", f"trollmoves[server]=={VERSION}"]
     for command in ([str(base), "-m", "venv", str(folder)], install):
         try:
             subprocess.run(command, capture_output=True, text=True, timeout=INSTALL_SECONDS, check=True)
