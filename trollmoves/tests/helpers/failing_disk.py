@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import enum
 import errno
 import os
@@ -14,11 +13,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import pytest
-
 from trollmoves.tests.helpers.daemons import Testbed
+from trollmoves.tests.helpers.fuse_mount import FuseMount
 
-MNT_DETACH = 2
 MAX_WRITE = 128 * 1024
 ROOT = 1  # the node of the directory
 
@@ -60,15 +57,8 @@ class FailingDisk:
 
     def __init__(self, testbed: Testbed, directory: Path) -> None:
         """Mount it over a directory, or skip; processes that use it must be created later, to end before it."""
-        if os.geteuid() != 0 or not os.path.exists("/dev/fuse"):
-            pytest.skip("missing: root and /dev/fuse")
-        self._libc = ctypes.CDLL(None, use_errno=True)
-        self._directory = os.fsencode(directory)
-        self._fd = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
-        options = f"fd={self._fd},rootmode=40000,user_id=0,group_id=0".encode()
-        if self._libc.mount(b"failing", self._directory, b"fuse", 0, options):
-            os.close(self._fd)
-            pytest.skip(f"cannot mount: {os.strerror(ctypes.get_errno())}")
+        self._mount = FuseMount(b"failing", directory)
+        self._fd = self._mount.fd
         self._errors: dict[int, int] = {}
         self._nodes = {ROOT: _Node(ROOT, stat.S_IFDIR | 0o755)}
         self._names: dict[bytes, int] = {}
@@ -85,7 +75,7 @@ class FailingDisk:
         self._errors.clear()
 
     def _end(self) -> None:
-        self._libc.umount2(self._directory, MNT_DETACH)
+        self._mount.unmount()
         self._thread.join(10)
         os.close(self._fd)
 
