@@ -27,6 +27,7 @@ from trollmoves.scheduler.shared_lanes import SharedLanes
 from trollmoves.scheduler.worker_limits import WorkerLimits
 from trollmoves.utils.logs import LogThrottle
 from trollmoves.utils.rate import collect
+from trollmoves.utils.texts import counted
 from trollmoves.utils.watched_threads import WatchedThread
 
 if TYPE_CHECKING:
@@ -109,9 +110,9 @@ class Scheduler:
         count = sum(len(lane.in_flight) for lane in lanes)
         held = sum(lane.breaker.held for lane in lanes)
         failing = sum(lane.breaker.failures > 0 and not lane.breaker.held for lane in lanes)
-        parts = [f"{count} task{'' if count == 1 else 's'} in flight"]
-        parts += [f"{failing} lane{'' if failing == 1 else 's'} backing off"] if failing else []
-        parts += [f"{held} lane{'' if held == 1 else 's'} held"] if held else []
+        parts = [f"{counted(count, 'task')} in flight"]
+        parts += [f"{counted(failing, 'lane')} backing off"] if failing else []
+        parts += [f"{counted(held, 'lane')} held"] if held else []
         return ", ".join(parts)
 
     # -- tasks and lanes
