@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from abc import abstractmethod
+from collections.abc import Iterable
 from typing import Any, ClassVar, TypeVar
 
+from trollmoves.chains import Chain, Runtime
 from trollmoves.config.options import ServerOptions
-from trollmoves.daemon import Chain, Daemon, Runtime
-from trollmoves.journal import Task
+from trollmoves.daemon import Daemon
 from trollmoves.messaging.publisher import Publisher
 from trollmoves.orders.executor import Resender
 from trollmoves.provider import push_tasks
@@ -21,7 +21,7 @@ PUBLISH_PORT = 9010
 S = TypeVar("S", bound=ServerOptions)
 
 
-class ProviderChain(ABC):
+class ProviderChain(Chain):
     """A chain of such a daemon. Without requests, clients read its files by other means."""
 
     announcer: Announcer
@@ -31,9 +31,10 @@ class ProviderChain(ABC):
     def takes_requests(self) -> bool:
         """True if the chain has a request port."""
 
-    @abstractmethod
-    def on_dropped(self, tasks: Sequence[Task]) -> None:
-        """Reject the requests for files that an operator dropped."""
+    def on_reload(self) -> None:
+        """Repeat the undelivered announcements, so that clients repeat their requests."""
+        if self.takes_requests:
+            self.announcer.republish()
 
 
 class ProviderDaemon(Daemon[S]):
@@ -72,21 +73,11 @@ class ProviderDaemon(Daemon[S]):
         """Return the security warning for the configuration of these chains; empty if there is none."""
         return security_warning(chains)
 
-    def on_reload(self, chain: Chain) -> None:
-        """Repeat the undelivered announcements of a chain, so that clients repeat their requests."""
-        if isinstance(chain, ProviderChain) and chain.takes_requests:
-            chain.announcer.republish()
-
-    def on_dropped(self, chain: Chain, tasks: Sequence[Task]) -> None:
-        """Reject the requests for files that an operator dropped."""
-        if isinstance(chain, ProviderChain):
-            chain.on_dropped(tasks)
-
     def _heartbeat_data(self) -> dict[str, Any]:
         return {
             "logs": [
                 chain.announcer.heartbeat_data()
-                for chain in self.running_chains()
+                for chain in self.chains
                 if isinstance(chain, ProviderChain) and chain.takes_requests
             ]
         }

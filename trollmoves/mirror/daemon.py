@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 
+from trollmoves.chains import Chain, Runtime
 from trollmoves.config.options import MirrorOptions
-from trollmoves.daemon import Chain, Runtime
 from trollmoves.daemons.provider import ProviderChain, ProviderDaemon
 from trollmoves.errors import ConfigError, MessageError, RequestRejected, TrollmovesError, UnpackError
 from trollmoves.journal import Task

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
+from trollmoves.chains import Chain, Runtime
 from trollmoves.config.options import ServerOptions
-from trollmoves.daemon import Chain, Runtime
 from trollmoves.daemons.provider import ProviderChain, ProviderDaemon
 from trollmoves.journal import Task
 from trollmoves.matching.patterns import Origin
@@ -85,6 +85,11 @@ class ServerChain(ProviderChain):
             self.announcer.start(republish=False)
         self._source.start()
 
+    def on_reload(self) -> None:
+        """Repeat the undelivered announcements, unless the backlog is disabled."""
+        if self._backlog:
+            super().on_reload()
+
     def repeat_last_messages(self) -> None:
         """Publish announcements of killed members of the fleet again, of which they cannot answer the requests."""
         if self._request_handler:
@@ -110,11 +115,6 @@ class Server(ProviderDaemon[ServerOptions]):
     role = "server"
     options = ServerOptions
     service = "move_it_server"
-
-    def on_reload(self, chain: Chain) -> None:
-        """Repeat the undelivered announcements of a chain, unless its backlog is disabled."""
-        if not self.arguments.disable_backlog:
-            super().on_reload(chain)
 
     def make_chain(self, options: ServerOptions, runtime: Runtime) -> Chain:
         """Return a new chain for a section."""

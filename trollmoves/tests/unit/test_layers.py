@@ -23,6 +23,7 @@ LAYERS = (
     ("fetching",),
     ("daemons",),
     ("provider", "receiver", "daemon", "filescleaner", "logging"),
+    ("chains",),
     ("spool", "standby"),
     ("metrics", "monitor", "status"),
     ("config", "orders"),
