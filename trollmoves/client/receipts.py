@@ -21,7 +21,8 @@ from trollmoves.messaging.publisher import Publisher
 from trollmoves.net import hosts, urls
 from trollmoves.receiver.destinations import Destinations
 from trollmoves.receiver.fetch_attempt import FetchAttempt
-from trollmoves.receiver.fetch_tasks import KIND, Fetch, file_key_of
+from trollmoves.receiver.fetch_sources import Fetch
+from trollmoves.receiver.fetch_tasks import KIND, file_key_of
 from trollmoves.scheduler.lanes import Result
 from trollmoves.scheduler.scheduler import Scheduler
 from trollmoves.utils.file_versions import FileVersion, remove_version, version_of

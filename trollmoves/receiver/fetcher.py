@@ -26,10 +26,10 @@ from trollmoves.receiver.fetch_attempt import (
     NotDelivered,
     PermanentlyRefused,
     RetryPeriodExpired,
-    SourceLookup,
     SupersededAtSource,
 )
-from trollmoves.receiver.fetch_tasks import KIND, Fetch, client_name, file_key_of
+from trollmoves.receiver.fetch_sources import Fetch, SourceLookup
+from trollmoves.receiver.fetch_tasks import KIND, client_name, file_key_of
 from trollmoves.receiver.fleet_addresses import FleetAddresses
 from trollmoves.receiver.legacy_servers import KIND as LEGACY_SERVER
 from trollmoves.receiver.legacy_servers import is_legacy_server
