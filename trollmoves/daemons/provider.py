@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from abc import abstractmethod
 from collections.abc import Iterable
 from typing import Any, ClassVar, TypeVar
 
@@ -14,7 +13,7 @@ from trollmoves.messaging.publisher import Publisher
 from trollmoves.orders.executor import Resender
 from trollmoves.provider import push_tasks
 from trollmoves.provider.announcer import Announcer
-from trollmoves.provider.request_handler import security_warning
+from trollmoves.provider.request_handler import RequestHandler, security_warning
 
 PUBLISH_PORT = 9010
 
@@ -22,19 +21,15 @@ S = TypeVar("S", bound=ServerOptions)
 
 
 class ProviderChain(Chain):
-    """A chain of such a daemon. Without requests, clients read its files by other means."""
+    """A chain of such a daemon. Without a request handler, clients read its files by other means."""
 
     announcer: Announcer
-
-    @property
-    @abstractmethod
-    def takes_requests(self) -> bool:
-        """True if the chain has a request port."""
+    request_handler: RequestHandler | None
 
     def on_reload(self) -> None:
         """Repeat the undelivered announcements, so that clients repeat their requests."""
-        if self.takes_requests:
-            self.announcer.republish()
+        if self.request_handler:
+            self.request_handler.republisher.repeat()
 
 
 class ProviderDaemon(Daemon[S]):
@@ -78,6 +73,6 @@ class ProviderDaemon(Daemon[S]):
             "logs": [
                 chain.announcer.heartbeat_data()
                 for chain in self.chains
-                if isinstance(chain, ProviderChain) and chain.takes_requests
+                if isinstance(chain, ProviderChain) and chain.request_handler
             ]
         }
