@@ -69,7 +69,7 @@ class ReceiptPublisher:
         self.republish_lost()
 
     def republish_lost(self) -> None:
-        """Publish again what a killed process, or a killed member of the fleet, may have lost. Any thread."""
+        """Publish the messages again that a killed process, or member of the fleet, may have lost. Any thread."""
         lost = [
             Task(self.name, "republish", f"{task.id} {task.finished}", "republish", json.dumps(texts))
             for task in self._journal.finished_before_kill(self.name, (KIND, "unpack"), UNFLUSHED_SECONDS)

@@ -22,7 +22,7 @@ from trollmoves.net import urls
 from trollmoves.net.urls import MASK
 from trollmoves.utils.texts import counted
 
-SHARING_ROLES = {"client", "server", "dispatcher"}  # whose members may all work
+SHARING_ROLES = {"client", "server", "dispatcher"}  # daemons of which several members may work
 O = TypeVar("O", bound=ChainOptions)  # noqa: E741  (one letter, as is the custom for a type)
 
 

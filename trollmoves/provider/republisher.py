@@ -1,4 +1,4 @@
-"""Publishes announcements again that clients may have missed, or whose requests were lost with another process."""
+"""Publishes announcements again: clients may have missed them, or another process may have lost their requests."""
 
 from __future__ import annotations
 

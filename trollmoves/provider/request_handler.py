@@ -186,7 +186,7 @@ class RequestHandler:
 
 
 def _public(step: Step) -> dict[str, Any]:
-    """Return what a client may know of a step: of a destination only the host."""
+    """Return the facts of a step that a client may know: of a destination only the host."""
     names = ("time", "event", "file", "peer", "number", "size", "seconds", "attempts")
     public = {name: value for name in names if (value := getattr(step, name)) not in (None, "")}
     if step.destination:

@@ -21,7 +21,7 @@ class WorkerThreads:
     """At most ``maximum`` threads, each of which is started when a lane first needs it.
 
     ``on_finished`` is called on a worker thread with the lane, the task and the result of each run; with None instead
-    of the task if the worker is no longer assigned to the lane.
+    of the task when the worker leaves the lane.
     """
 
     def __init__(
