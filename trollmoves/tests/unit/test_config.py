@@ -560,7 +560,7 @@ class TestFile:
         else:
             found = read(text, ServerOptions)
             assert found.sections["hrit"].files == "own"
-            assert re.search(r"^ *files += own$", config_file.check_report(found), re.MULTILINE)
+            assert re.search(r"^ *files  +own$", config_file.check_report(found), re.MULTILINE)
 
     @pytest.mark.parametrize(
         ("text", "role"), [(SERVER, ServerOptions), (CLIENT, ClientOptions), (MIRROR, MirrorOptions)]
