@@ -11,6 +11,7 @@ from trollmoves.journal import Task
 from trollmoves.scheduler.failure_log import FailureLog
 from trollmoves.scheduler.lanes import Lane, LaneQueue, Result
 from trollmoves.utils.logs import LogThrottle
+from trollmoves.utils.watched_threads import start_thread
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +46,7 @@ class WorkerThreads:
         while len(self.threads) < min(assigned, self.maximum):
             worker = threading.Thread(target=self._loop, name=f"worker-{len(self.threads)}", daemon=True)
             try:
-                worker.start()
+                start_thread(worker)
             except RuntimeError as error:
                 if not self.threads:
                     raise

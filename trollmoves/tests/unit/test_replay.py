@@ -166,7 +166,7 @@ def at_rest(client: Client, server: Server, requested: int) -> bool:
     """Return True if a source got ``count`` requests, and none is pending."""
     until(lambda: len(server.asked) >= requested, SOON)
     client.settle(server)
-    time.sleep(0.05)  # the absence of a request cannot be waited for
+    client.settle(server)  # a request that the last reply has caused precedes this one
     return len(server.asked) == requested
 
 
