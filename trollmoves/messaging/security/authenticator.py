@@ -24,6 +24,7 @@ from trollmoves.errors import StartError
 from trollmoves.messaging.security import connection_monitor, curve_keys
 from trollmoves.messaging.security.connection_memory import MemoryLimits
 from trollmoves.messaging.security.connection_monitor import ConnectionMonitor
+from trollmoves.messaging.security.heap import Heap
 from trollmoves.messaging.security.lingering import LingeringConnections
 from trollmoves.messaging.wakeup import Wakeup
 from trollmoves.utils.logs import LogThrottle
@@ -39,6 +40,9 @@ KEY_RELOAD_INTERVAL = 1.0  # s; added and removed keys take effect after at most
 MAX_ANSWERS = 50  # handshakes answered before the memory is checked
 IDLE_MS = 1000
 CHECK_INTERVAL_MS = 20  # between checks of the memory of connections on which data arrive
+BURDENED_INTERVAL_MS = 5  # the same while many bytes are not read
+RESET_INTERVAL = 1.0  # s between measurements of the usual heap
+MAX_GROWTH = 40_000_000  # bytes of the heap while many bytes are not read
 SWITCH_INTERVAL = 0.0002  # s after which another thread continues, while a port is flooded; Python's default is 0.005
 FLOOD_SECONDS = 5.0  # s after the last sign of a flood in which this is so
 ERROR_DELAY = 0.1  # s after an unexpected error
@@ -108,6 +112,10 @@ class Authenticator:
         self._lingering = LingeringConnections(self._readable)
         self._receiving = False
         self._closing = False
+        self._filtering = False
+        self._heap = Heap()
+        self._next_reset = 0.0  # monotonic
+        self._has_grown = False
         self._usual_switch_interval = sys.getswitchinterval()
         self._next_check = 0.0  # monotonic
         self._flood_end = 0.0  # monotonic
@@ -203,17 +211,23 @@ class Authenticator:
                 time.sleep(ERROR_DELAY)
 
     def _wait(self) -> int:
-        return CHECK_INTERVAL_MS if self._receiving or self._closing else IDLE_MS
+        if self._burdened():
+            return BURDENED_INTERVAL_MS
+        return CHECK_INTERVAL_MS if self._receiving or self._closing or self._filtering else IDLE_MS
+
+    def _burdened(self) -> list[ConnectionMonitor]:
+        return [monitor for monitor in self._monitors.values() if monitor.is_burdened]
 
     def _check_memory(self) -> None:
         """Check the connections with new data, then wait: while data keep arriving, check at a fixed interval."""
         now = time.monotonic()
         if now >= self._next_check:
-            self._next_check = now + CHECK_INTERVAL_MS / 1000
             filenos = {fileno for fileno, _ in self._readable.poll(0)}
             self._lingering.discard(filenos)
             for monitor in self._monitors.values() if filenos else ():
                 monitor.on_data(filenos)
+            self._check_heap(now, begins=bool(filenos) and not self._receiving)
+            self._next_check = now + (BURDENED_INTERVAL_MS if self._burdened() else CHECK_INTERVAL_MS) / 1000
             if bool(filenos) != self._receiving:
                 self._receiving = bool(filenos)
                 if self._receiving:
@@ -226,9 +240,25 @@ class Authenticator:
             if monitor.is_flooded:
                 monitor.is_flooded = False
                 self._flood_end = now + FLOOD_SECONDS
+        self._filtering = sum(monitor.update_filter() for monitor in self._monitors.values()) > 0
         self._closing = sum(monitor.end_closing() for monitor in self._monitors.values()) > 0
         self._set_switch_interval(SWITCH_INTERVAL if now < self._flood_end else self._usual_switch_interval)
         self._lingering.close_expired()
+
+    def _check_heap(self, now: float, *, begins: bool) -> None:
+        """Close connections while many bytes are not read and take much more memory than their number."""
+        burdened = self._burdened()
+        if burdened and not begins:
+            if self._heap.growth() > MAX_GROWTH:
+                self._has_grown = True
+                for monitor in burdened:
+                    monitor.relieve()
+        elif begins or now > self._next_reset:
+            if self._has_grown:
+                self._has_grown = False
+                self._heap.trim()
+            self._heap.reset()
+            self._next_reset = now + RESET_INTERVAL
 
     @staticmethod
     def _set_switch_interval(seconds: float) -> None:
