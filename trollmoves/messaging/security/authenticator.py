@@ -222,11 +222,12 @@ class Authenticator:
         """Check the connections with new data, then wait: while data keep arriving, check at a fixed interval."""
         now = time.monotonic()
         if now >= self._next_check:
+            was_burdened = bool(self._burdened())
             filenos = {fileno for fileno, _ in self._readable.poll(0)}
             self._lingering.discard(filenos)
             for monitor in self._monitors.values() if filenos else ():
                 monitor.on_data(filenos)
-            self._check_heap(now, begins=bool(filenos) and not self._receiving)
+            self._check_heap(now, begins=bool(filenos) and not self._receiving and not was_burdened)
             self._next_check = now + (BURDENED_INTERVAL_MS if self._burdened() else CHECK_INTERVAL_MS) / 1000
             if bool(filenos) != self._receiving:
                 self._receiving = bool(filenos)
