@@ -211,30 +211,21 @@ class Authenticator:
                 time.sleep(ERROR_DELAY)
 
     def _wait(self) -> int:
-        if self._burdened():
-            return BURDENED_INTERVAL_MS
-        return CHECK_INTERVAL_MS if self._receiving or self._closing or self._filtering else IDLE_MS
+        if self._receiving:
+            return self._check_interval()
+        return CHECK_INTERVAL_MS if self._closing or self._filtering else IDLE_MS
 
-    def _burdened(self) -> list[ConnectionMonitor]:
-        return [monitor for monitor in self._monitors.values() if monitor.is_burdened]
+    def _check_interval(self) -> int:
+        return BURDENED_INTERVAL_MS if self._is_burdened() else CHECK_INTERVAL_MS
+
+    def _is_burdened(self) -> bool:
+        return any(monitor.is_burdened for monitor in self._monitors.values())
 
     def _check_memory(self) -> None:
         """Check the connections with new data, then wait: while data keep arriving, check at a fixed interval."""
         now = time.monotonic()
         if now >= self._next_check:
-            was_burdened = bool(self._burdened())
-            filenos = {fileno for fileno, _ in self._readable.poll(0)}
-            self._lingering.discard(filenos)
-            for monitor in self._monitors.values() if filenos else ():
-                monitor.on_data(filenos)
-            self._check_heap(now, begins=bool(filenos) and not self._receiving and not was_burdened)
-            self._next_check = now + (BURDENED_INTERVAL_MS if self._burdened() else CHECK_INTERVAL_MS) / 1000
-            if bool(filenos) != self._receiving:
-                self._receiving = bool(filenos)
-                if self._receiving:
-                    self._poller.unregister(self._readable.fileno())
-                else:
-                    self._poller.register(self._readable.fileno(), zmq.POLLIN)
+            self._check_new_data(now)
         for monitor in self._monitors.values():
             if monitor.check_due:
                 monitor.check()
@@ -246,15 +237,31 @@ class Authenticator:
         self._set_switch_interval(SWITCH_INTERVAL if now < self._flood_end else self._usual_switch_interval)
         self._lingering.close_expired()
 
+    def _check_new_data(self, now: float) -> None:
+        was_burdened = self._is_burdened()
+        filenos = {fileno for fileno, _ in self._readable.poll(0)}
+        self._lingering.discard(filenos)
+        for monitor in self._monitors.values() if filenos else ():
+            monitor.on_data(filenos)
+        self._check_heap(now, begins=bool(filenos) and not self._receiving and not was_burdened)
+        if filenos:  # otherwise the next data are checked at once: until then their descriptor remains readable
+            self._next_check = now + self._check_interval() / 1000
+        if bool(filenos) != self._receiving:
+            self._receiving = bool(filenos)
+            if self._receiving:
+                self._poller.unregister(self._readable.fileno())
+            else:
+                self._poller.register(self._readable.fileno(), zmq.POLLIN)
+
     def _check_heap(self, now: float, *, begins: bool) -> None:
         """Close connections while many bytes are not read and take much more memory than their number."""
-        burdened = self._burdened()
-        if burdened and not begins:
+        is_due = now > self._next_reset
+        if self._is_burdened() and not (begins and is_due):
             if self._heap.growth() > MAX_GROWTH:
                 self._has_grown = True
-                for monitor in burdened:
+                for monitor in self._monitors.values():
                     monitor.relieve()
-        elif begins or now > self._next_reset:
+        elif is_due:
             if self._has_grown:
                 self._has_grown = False
                 self._heap.trim()
