@@ -24,8 +24,8 @@ from trollmoves.errors import StartError
 from trollmoves.messaging.security import connection_monitor, curve_keys
 from trollmoves.messaging.security.connection_memory import MemoryLimits
 from trollmoves.messaging.security.connection_monitor import ConnectionMonitor
-from trollmoves.messaging.security.heap import Heap
 from trollmoves.messaging.security.lingering import LingeringConnections
+from trollmoves.messaging.security.process_memory import ProcessMemory
 from trollmoves.messaging.wakeup import Wakeup
 from trollmoves.utils.logs import LogThrottle
 
@@ -41,8 +41,8 @@ MAX_ANSWERS = 50  # handshakes answered before the memory is checked
 IDLE_MS = 1000
 CHECK_INTERVAL_MS = 20  # between checks of the memory of connections on which data arrive
 BURDENED_INTERVAL_MS = 5  # the same while many bytes are not read
-RESET_INTERVAL = 1.0  # s between measurements of the usual heap
-MAX_GROWTH = 40_000_000  # bytes of the heap while many bytes are not read
+RESET_INTERVAL = 1.0  # s between measurements of the usual memory of this process
+MAX_GROWTH = 40_000_000  # bytes by which this memory may grow while many bytes are not read
 SWITCH_INTERVAL = 0.0002  # s after which another thread continues, while a port is flooded; Python's default is 0.005
 FLOOD_SECONDS = 5.0  # s after the last sign of a flood in which this is so
 ERROR_DELAY = 0.1  # s after an unexpected error
@@ -113,7 +113,7 @@ class Authenticator:
         self._receiving = False
         self._closing = False
         self._filtering = False
-        self._heap = Heap()
+        self._memory = ProcessMemory()
         self._next_reset = 0.0  # monotonic
         self._has_grown = False
         self._usual_switch_interval = sys.getswitchinterval()
@@ -243,7 +243,7 @@ class Authenticator:
         self._lingering.discard(filenos)
         for monitor in self._monitors.values() if filenos else ():
             monitor.on_data(filenos)
-        self._check_heap(now, begins=bool(filenos) and not self._receiving and not was_burdened)
+        self._check_growth(now, begins=bool(filenos) and not self._receiving and not was_burdened)
         if filenos:  # otherwise the next data are checked at once: until then their descriptor remains readable
             self._next_check = now + self._check_interval() / 1000
         if bool(filenos) != self._receiving:
@@ -253,19 +253,19 @@ class Authenticator:
             else:
                 self._poller.register(self._readable.fileno(), zmq.POLLIN)
 
-    def _check_heap(self, now: float, *, begins: bool) -> None:
+    def _check_growth(self, now: float, *, begins: bool) -> None:
         """Close connections while many bytes are not read and take much more memory than their number."""
         is_due = now > self._next_reset
         if self._is_burdened() and not (begins and is_due):
-            if self._heap.growth() > MAX_GROWTH:
+            if self._memory.growth() > MAX_GROWTH:
                 self._has_grown = True
                 for monitor in self._monitors.values():
                     monitor.relieve()
         elif is_due:
             if self._has_grown:
                 self._has_grown = False
-                self._heap.trim()
-            self._heap.reset()
+                self._memory.trim()
+            self._memory.reset()
             self._next_reset = now + RESET_INTERVAL
 
     @staticmethod

@@ -38,10 +38,9 @@ MAX_CONNECTIONS = 4_000  # connections to one socket
 FD_DIVISOR = 8  # the share of the process's descriptors for connections to one socket is 1/FD_DIVISOR
 MAX_EVENTS = 50  # events processed before the authenticator answers others
 MAX_PENDING = 2_500  # more than the events that ZeroMQ queues before its I/O thread waits
-PENALTY = 5.0  # s after the end of a connection with too many bytes in which its address cannot connect
+PENALTY = 2.0  # s after too many bytes of a connection, or too many strikes, in which an address cannot connect
 MAX_STRIKES = 50  # connections of an address in STRIKE_SECONDS that are closed before they are of use
 STRIKE_SECONDS = 10.0
-STRIKE_PENALTY = 2.0  # s in which an address with more of them cannot connect
 FREE_BYTES = 2048  # received bytes of a connection, with those of its handshake, that are not a burden
 BURDEN = 8  # an address with more than 1/BURDEN of its limit of received bytes may be a burden
 RECENT_MS = 10_000  # ms since the last data from a peer
@@ -251,7 +250,7 @@ class ConnectionMonitor:
             self._strikes[address] += 1
         if self._strikes[address] > MAX_STRIKES:
             del self._strikes[address]
-            self._penalties[address] = now + STRIKE_PENALTY
+            self._penalties[address] = now + PENALTY
 
     def _update(self, descriptor: int) -> ConnectionBytes:
         connection = self._connections[descriptor]
