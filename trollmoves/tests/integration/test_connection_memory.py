@@ -9,6 +9,8 @@ import os
 import select
 import socket
 import struct
+import subprocess
+import sys
 import termios
 import threading
 import time
@@ -223,12 +225,25 @@ def test_address_of_failed_handshakes(replier: Replier, publisher: Publisher) ->
     assert is_served(replier, FLOODER)
 
 
-def test_bytes_that_take_much_more_memory(replier: Replier) -> None:
-    """An unfinished message of empty frames is cut off below the limit of its bytes."""
-    with closing(peer(replier.port, b"DEALER")) as line:
-        with suppress(OSError):
-            line.sendall(b"\x01\x00" * MB)
-        until(lambda: is_closed(line), 20, "it is closed")
+SEPARATE_REPLIER = """
+from trollmoves.messaging.replier import Replier
+replier = Replier("memory", 0, print, bind_address="127.0.0.1")
+replier.start()
+print(replier.port, flush=True)
+input()
+"""
+
+
+def test_bytes_that_take_much_more_memory() -> None:
+    """An unfinished message of empty frames is cut off below the limit of its bytes, because the process grows."""
+    command = [sys.executable, "-c", SEPARATE_REPLIER]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin
+        assert process.stdout
+        with process.stdin, closing(peer(int(process.stdout.readline()), b"DEALER")) as line:
+            with suppress(OSError):
+                line.sendall(b"\x01\x00" * MB)
+            until(lambda: is_closed(line), 20, "it is closed")
 
 
 class BlockingHandler(logging.Handler):
@@ -317,6 +332,34 @@ def test_end_of_a_stream_that_was_too_long(publisher: Publisher) -> None:
             pass
 
 
+def new_monitor(
+    events: zmq.Socket[bytes], readable: select.epoll, lingering: LingeringConnections
+) -> ConnectionMonitor:
+    """Return a monitor of a socket that does not exist."""
+    return ConnectionMonitor(
+        events,
+        domain=b"1",
+        secured=False,
+        most_bytes=MAX_SUBSCRIPTION_BYTES,
+        limits=MEMORY_LIMITS,
+        readable=readable,
+        lingering=lingering,
+        wake=lambda: None,
+    )
+
+
+def test_refused_without_a_filter() -> None:
+    """If the kernel cannot drop the connections of a refused address, they are refused when they are accepted."""
+    with zmq.Context() as context, context.socket(zmq.PAIR) as events, select.epoll() as readable:
+        monitor = new_monitor(events, readable, LingeringConnections(readable))
+        for _ in range(MAX_STRIKES + 1):
+            assert not monitor.refusal(FLOODER)
+            monitor._strike(FLOODER)
+        assert monitor.update_filter()
+        assert monitor.refusal(FLOODER)
+        assert not monitor.refusal(HOST)
+
+
 def test_end_that_is_reported_before_the_descriptor_is_closed() -> None:
     """A connection is not reset if ZeroMQ closes its descriptor some time after the report."""
     with ExitStack() as stack:
@@ -333,16 +376,7 @@ def test_end_that_is_reported_before_the_descriptor_is_closed() -> None:
         assert line.recv(1000, socket.MSG_WAITALL) == bytes(1000)
         until(lambda: fcntl.ioctl(descriptor, termios.TIOCOUTQ, bytes(4)) == bytes(4), what="it is acknowledged")
         lingering = LingeringConnections(readable)
-        monitor = ConnectionMonitor(
-            events,
-            domain=b"1",
-            secured=False,
-            most_bytes=MAX_SUBSCRIPTION_BYTES,
-            limits=MEMORY_LIMITS,
-            readable=readable,
-            lingering=lingering,
-            wake=lambda: None,
-        )
+        monitor = new_monitor(events, readable, lingering)
         monitor.port = listener.getsockname()[1]
         for event in (zmq.EVENT_ACCEPTED, zmq.EVENT_DISCONNECTED):
             reporting.send_multipart([struct.pack("=HI", event, descriptor), b"tcp://"])
