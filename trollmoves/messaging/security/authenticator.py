@@ -115,7 +115,7 @@ class Authenticator:
         self._filtering = False
         self._memory = ProcessMemory()
         self._next_reset = 0.0  # monotonic
-        self._has_grown = False
+        self._was_burdened = False  # since the last reset of the memory
         self._usual_switch_interval = sys.getswitchinterval()
         self._next_check = 0.0  # monotonic
         self._flood_end = 0.0  # monotonic
@@ -238,12 +238,12 @@ class Authenticator:
         self._lingering.close_expired()
 
     def _check_new_data(self, now: float) -> None:
-        was_burdened = self._is_burdened()
+        was_idle = not (self._receiving or self._is_burdened())
         filenos = {fileno for fileno, _ in self._readable.poll(0)}
         self._lingering.discard(filenos)
         for monitor in self._monitors.values() if filenos else ():
             monitor.on_data(filenos)
-        self._check_growth(now, begins=bool(filenos) and not self._receiving and not was_burdened)
+        self._check_growth(now, begins=bool(filenos) and was_idle)
         if filenos:  # otherwise the next data are checked at once: until then their descriptor remains readable
             self._next_check = now + self._check_interval() / 1000
         if bool(filenos) != self._receiving:
@@ -257,13 +257,13 @@ class Authenticator:
         """Close connections while many bytes are not read and take much more memory than their number."""
         is_due = now > self._next_reset
         if self._is_burdened() and not (begins and is_due):
+            self._was_burdened = True
             if self._memory.growth() > MAX_GROWTH:
-                self._has_grown = True
                 for monitor in self._monitors.values():
                     monitor.relieve()
         elif is_due:
-            if self._has_grown:
-                self._has_grown = False
+            if self._was_burdened:  # else the next burden could take the memory that this one has left free, unnoticed
+                self._was_burdened = False
                 self._memory.trim()
             self._memory.reset()
             self._next_reset = now + RESET_INTERVAL

@@ -203,7 +203,7 @@ class ConnectionMonitor:
 
     @property
     def is_burdened(self) -> bool:
-        """True if the received bytes are so many that they can take much memory."""
+        """True if the received bytes can take much memory."""
         return self._burden > self._limits.unread.address // BURDEN
 
     def relieve(self) -> None:

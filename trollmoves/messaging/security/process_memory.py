@@ -16,7 +16,7 @@ class ProcessMemory:
         self._usual = _resident()
 
     def reset(self) -> None:
-        """Measure the growth from now on."""
+        """Measure the growth since this call."""
         self._usual = _resident()
 
     def growth(self) -> int:

@@ -475,7 +475,7 @@ DEFENCES = (
         "messaging/security/connection_memory.py",
         "        self.unread += SEGMENT_BYTES * max(0, segments - self.segments_base)\n",
         "",
-        f"{MEMORY}::test_frame_by_frame",
+        f"{LIMITS}::test_segments",
     ),
     _defence(
         "frames of a message",
