@@ -14,6 +14,7 @@ FILE_TYPES = ("file", "dataset", "collection")  # message types that announce or
 # Keys with which servers and clients coordinate a transfer; other subscribers have no use for them.
 TRANSPORT_KEYS = ("request_address", "destination", "announcement", "request")
 RETURNED = "returned"  # in the metadata of an announcement: it is another file than the delivered one of this version
+PREVIOUS = "previous"  # in the metadata of an announcement: the previous number in its log, if it is not the next lower
 _NUMBERS = ("size", "mtime")  # of an announcement; values that the journal cannot store are left out
 MAX_INT64 = 2**63 - 1  # largest integer that the journal can store
 

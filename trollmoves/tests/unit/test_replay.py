@@ -95,10 +95,11 @@ class Client:
         self.journal.add_tasks([], sources)
         self.missed += messages
 
-    def receive(self, server: Server, *numbers: int, provider: str = PROVIDER) -> None:
+    def receive(self, server: Server, *numbers: int, provider: str = PROVIDER, previous: int | None = None) -> None:
         """Receive announcements, and store them."""
         for number in numbers:
-            mark = self.catchup.on_announced(provider, server.log, number, server.address)
+            first = None if previous is None else previous + 1
+            mark = self.catchup.on_announced(provider, server.log, number, server.address, first)
             self.journal.add_tasks([], [mark] if mark else [])
             self.catchup.mark_saved()
 
@@ -165,7 +166,7 @@ def at_rest(client: Client, server: Server, requested: int) -> bool:
     """Return True if a source got ``count`` requests, and none is pending."""
     until(lambda: len(server.asked) >= requested, SOON)
     client.settle(server)
-    time.sleep(0.05)  # the absence of a request cannot be waited for
+    client.settle(server)  # a request that the last reply has caused precedes this one
     return len(server.asked) == requested
 
 
@@ -226,6 +227,19 @@ def test_members_of_a_fleet(client: Client, server: Server, is_named: bool) -> N
         assert server.last - 1 <= client.have()[server.log] <= server.last
     else:
         until(lambda: set(client.numbers()) >= set(range(7, 205, 2)), SOON)
+
+
+def test_numbers_of_other_logs(client: Client, server: Server) -> None:
+    """Numbers that a server leaves out of its log are not missing; others before them are."""
+    in_touch(client, server)
+    server.last = 300
+    for number in range(9, 300, 3):  # the numbers in between are those of two other servers
+        client.receive(server, number, previous=5 if number == 9 else number - 3)
+    assert client.have() == {server.log: 297}
+    assert at_rest(client, server, 0)
+    client.receive(server, 300, previous=298)
+    until(lambda: client.have() == {server.log: 300}, SOON)
+    assert client.numbers() == [298, 299, 300]
 
 
 # -- in touch
