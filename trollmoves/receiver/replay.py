@@ -303,7 +303,7 @@ class ReplayClient:
 
     def _apply(self, source: _SourceLog, data: dict[str, Any]) -> bool:
         """Store the announcements of a reply; return True if more can be requested immediately."""
-        messages = self._decode(source, data["messages"])
+        messages = self._decode(source, data["messages"], early=source.received_through is None)
         numbers = [payload.announcement_metadata(message.data).get("number", 0) for message in messages]
         # A wrong number would skip all announcements before it: it must have been announced.
         through: int = min(data["through"], max([source.highest_seen, source.received_through or 0, *numbers]))
@@ -357,7 +357,12 @@ class ReplayClient:
                 new.not_before = time.monotonic() + RETRY_DELAY
         self._request(new)
 
-    def _decode(self, source: _SourceLog, texts: list[Any]) -> list[Message]:
+    def _decode(self, source: _SourceLog, texts: list[Any], *, early: bool) -> list[Message]:
+        """Return replayed announcements, with the address of their source.
+
+        The ``early`` ones, of a first contact, are marked: the legacy client that this one has replaced may have
+        fetched their files.
+        """
         messages = []
         for text in texts:
             try:
@@ -370,6 +375,9 @@ class ReplayClient:
             if isinstance(message.data, dict):
                 if message.data.get("request_address") != source.address:
                     message.data["request_address"] = source.address
+                    message.raw = ""
+                if early and (metadata := payload.announcement_metadata(message.data)):
+                    message.data["announcement"] = metadata | {payload.EARLY: True}
                     message.raw = ""
                 messages.append(message)
         return messages

@@ -188,6 +188,7 @@ def test_first_contact(client: Client, server: Server, how: str) -> None:
         client.heartbeat(server)
     until(lambda: client.have() == {server.log: 50}, SOON)
     assert client.numbers() == [48, 49, 50]
+    assert all(message.data["announcement"]["early"] for message in client.missed)
     assert at_rest(client, server, 1)
     assert replay.FIRST_CONTACT_SLACK <= server.asked[0]["max_age"] < replay.FIRST_CONTACT_SLACK + 2 * SOON
     assert server.asked[0]["log"] == server.log
