@@ -483,8 +483,10 @@ class Fetcher:
         delivered_to = payload.request_metadata(reply.data).get("delivered_to")
         is_received = bool(delivered_to) or self._peers.is_done(file_key_of(attempt.task))
         if is_received:
-            who = "the earlier version of this client" if delivered_to == payload.LEGACY_CLIENT else "a peer"
-            logger.info("[%s] %s was received by %s", self.name, payload.file_names(attempt.message.data), who)
+            text = "[%s] %s was received by a peer"
+            if delivered_to == payload.LEGACY_CLIENT:
+                text = "[%s] %s was received by the earlier version of this client"
+            logger.info(text, self.name, payload.file_names(attempt.message.data))
         return is_received
 
     def _rejection(self, attempt: FetchAttempt, reply: Message) -> TrollmovesError:

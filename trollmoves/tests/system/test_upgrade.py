@@ -300,7 +300,7 @@ def test_upgrade(site: Site, order: tuple[str, ...]) -> None:
 
 def test_mirror_of_the_earlier_implementation(testbed: Testbed) -> None:
     """The mirror of 0.19.0 does not run a section, so a site cannot have it."""
-    mirrors = []
+    mirrors: list[Process] = []
     for options in ({}, {"origin": "/nowhere/{name}"}, {"listen": "/"}):
         section = mirror_section(testbed.port(), testbed.directory("copies"), testbed.port(), **options)
         mirrors.append(earlier.mirror(testbed, {"far": section}, testbed.port(), name=f"mirror-{len(mirrors)}"))
