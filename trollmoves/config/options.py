@@ -23,6 +23,7 @@ from trollmoves.net import client_allowlist, destination_allowlist
 Nameservers = tuple[str, ...] | Literal[False] | None
 PREFIX = "connection_parameters__"
 SHARE = "share"  # value of ``fleet``: all members work
+OWN = "own"  # value of ``files``: each member has other files
 EVERYTHING = "/"  # the prefix of all subjects
 
 
@@ -232,6 +233,12 @@ class ServerOptions(ChainOptions):
         "destinations that requests may name: `scheme://[user@]host[:port]/path` or a path on this host, including all "
         "directories below; `*` is allowed in user, host and path, and as a scheme for all but paths on this host; "
         "without it all destinations",
+    )
+    files: str = option(
+        parsers.choice("shared", OWN),
+        "shared",
+        "with `fleet = share`: `shared`: all members have the same files; `own`: each member serves the "
+        "files on its disk, which others do not have; see [scaling](scaling.md#files-on-separate-disks)",
     )
     external_symlinks: str = option(
         parsers.choice("owned", "all", "none"),
@@ -489,13 +496,14 @@ LEGACY_IGNORED = ("publisher_port", "publish_port", "origin_inotify_base_dir_ski
 # Without effect in move_it.py: it pushes files without requests.
 NOT_OF_MOVE_IT = (
     *("listen", "services", "topics", "addresses", "nameserver", "addr_listener", "timeout", "repeat_after"),
-    *("translate", "station", "allowed_destinations", "unpack", "remove_delay"),
+    *("translate", "station", "allowed_destinations", "unpack", "remove_delay", "files"),
 )
 
 # Without effect in a mirror: it subscribes to its providers only and publishes on one port for all chains.
 NOT_OF_A_MIRROR = (
     *("origin", "listen", "services", "topics", "addresses", "nameserver", "addr_listener", "timeout", "translate"),
     *("quiet_time", "unpack", "watchdog_timeout", "processing_delay", "takeover_after", "publish_port", "nameservers"),
+    "files",
 )
 
 

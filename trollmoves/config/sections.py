@@ -119,6 +119,10 @@ class SectionParser(Generic[O]):
         """Return True if the section or [DEFAULT] has the option."""
         return option in self._texts
 
+    def text(self, option: str) -> str:
+        """Return the text of an option of the section or [DEFAULT]; empty if it is not set."""
+        return self._texts.get(option, "")
+
     @contextlib.contextmanager
     def problems_of(self, option: str) -> Iterator[None]:
         """Convert a ValueError to a problem of the option."""
@@ -246,6 +250,8 @@ def _unknown_parameter(name: str) -> Option:
 
 
 def _check_server(section: SectionParser[Any], chain: ServerOptions) -> None:
+    if chain.files == options.OWN and chain.role == ServerOptions.role:
+        _check_own_files(section, chain)
     if isinstance(chain, MirrorOptions):
         for name in options.NOT_OF_A_MIRROR:
             if section.is_set(name):
@@ -257,6 +263,13 @@ def _check_server(section: SectionParser[Any], chain: ServerOptions) -> None:
             section.warn("listen", "has no effect together with origin")
     elif not chain.listen and not section.wrong & {"origin", "listen"}:
         section.problem("origin", "is missing: set origin or listen to select the files to announce")
+
+
+def _check_own_files(section: SectionParser[Any], chain: ServerOptions) -> None:
+    if section.text("fleet") != options.SHARE:
+        section.problem("files", f"own is for servers that share their work: set fleet = share in [{DEFAULT}]")
+    elif chain.request_port is None and "request_port" not in section.wrong:
+        section.problem("files", "own needs request_port: without it give each server a journal of its own")
 
 
 def _check_move_it(section: SectionParser[Any], chain: MoveItOptions) -> None:

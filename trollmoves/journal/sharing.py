@@ -64,6 +64,14 @@ class Sharing(Protocol):
     def set_address(self, chain: str, address: str | None) -> None:
         """Store the address (host:port) at which this member receives the requests of a chain; None if it has none."""
 
+    def keep_files(self, chain: str, port: int | None) -> str:
+        """Set whether this member has other files of a chain than others; ``port`` receives the requests for them.
+
+        Return the place of the files, which is the same for each process with this host name and port. Then the journal
+        gives only the announcements of this place, except by number; only members at this place run the tasks about
+        them. If ``port`` is None, all members have the same files, and the place is empty.
+        """
+
     def addresses(self, chain: str) -> list[str]:
         """Return these addresses of all members that work, as of the last ``refresh``; without I/O."""
 

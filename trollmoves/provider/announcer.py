@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Container, Iterable, Mapping, 
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from trollmoves.errors import JournalError, RequestRejected, TrollmovesError
+from trollmoves.errors import JournalError, RequestRejected, TemporaryTransferError, TrollmovesError
 from trollmoves.journal import AnnouncementRecord, Journal, Version, to_sqlite_time
 from trollmoves.messaging import group, payload
 from trollmoves.messaging.messages import Message
@@ -72,6 +72,9 @@ class Announcer:
     Without one, ``describe`` returns the type and data of a message from which readers can open the file remotely.
     ``on_announced`` is called with the chain and the files of each announcement that was published. With ``removals``
     a delivered file that returns with its size and time is announced again.
+
+    With ``place`` (see ``Sharing.keep_files``) the files of other members are not here. Then this member has a log of
+    its own, with numbers from the log of the chain; an announcement names the previous number in it.
     """
 
     def __init__(
@@ -84,6 +87,7 @@ class Announcer:
         file_store: FileStore,
         address: str | None,
         describe: Callable[[Announcement], tuple[str, dict[str, Any]]] | None = None,
+        place: str = "",
     ) -> None:
         self.name = name
         self._topic = topic
@@ -92,7 +96,10 @@ class Announcer:
         self._file_store = file_store
         self._address = address
         self._describe = describe
-        self._log_name = f"{journal.identity}/{name}"
+        self._place = place
+        self._fleet_log = f"{journal.identity}/{name}"
+        self._log_name = f"{self._fleet_log}/{place}" if place else self._fleet_log
+        self._previous: int | None = None  # the last number in the log of this place; None if it is not known
         self._started = time.monotonic()
         self._unanswered: list[int] = []  # numbers to republish in any case
         self._announce_lock = threading.Lock()
@@ -168,7 +175,7 @@ class Announcer:
             "topic": self._topic,
             "request_address": self._address,
         }
-        if self._journal.sharing:
+        if self._journal.sharing and not self._place:
             data["members"] = self._journal.sharing.addresses(self.name)
         elif self._journal.life:
             data["members"] = [self._address]
@@ -202,6 +209,8 @@ class Announcer:
         """Store and publish announcements; return them, and those of unchanged files that are not ``repeated``."""
         new: list[Announcement] = []
         unchanged: list[Announcement] = []
+        if self._place and self._previous is None:
+            self._previous = self._journal.last_number(self.name)
 
         def make(versions: Mapping[str, Version], number: int) -> list[AnnouncementRecord]:
             nonlocal new, unchanged
@@ -213,7 +222,13 @@ class Announcer:
             new, records = self._encode_all(changed, number)
             return records
 
-        records = self._journal.append(self.name, {a.uri for a in announcements}, make)
+        try:
+            records = self._journal.append(self.name, {a.uri for a in announcements}, make)
+        except JournalError:
+            self._previous = None
+            raise
+        if records and self._place:
+            self._previous = records[-1].number
         self._publisher.send_encoded([record.message for record in records])
         return new, unchanged
 
@@ -232,7 +247,7 @@ class Announcer:
             return replace(a, extra_metadata={**a.extra_metadata, payload.RETURNED: True}), previous.number
         message = Message.decode(previous.message)
         age = max(0.0, time.time() - message.timestamp())
-        if not a.fresh or (self._journal.sharing and age < FLEET_SECONDS):
+        if not a.fresh or (self._journal.sharing and not self._place and age < FLEET_SECONDS):
             return None
         if reason := self._repeat_reason(a, message, age):
             logger.info("[%s] announcing %s again: %s", self.name, a.uid, reason)
@@ -272,11 +287,13 @@ class Announcer:
         """Return the announcements that can be encoded, and their records with numbers that begin with ``number``."""
         encoded: list[Announcement] = []
         records: list[AnnouncementRecord] = []
+        previous = self._previous
         for a in announcements:
             try:
-                text = self._message(a, number).encode()
+                text = self._message(a, number, previous).encode()
                 records.append(AnnouncementRecord(number, a.uri, a.uid, a.size, a.mtime, text))
                 encoded.append(a)
+                previous = number if self._place else None
                 number += 1
             except TrollmovesError as error:
                 if error.temporary:
@@ -284,7 +301,7 @@ class Announcer:
                 logger.error("[%s] cannot announce %s: %s", self.name, a.uid, error)
         return encoded, records
 
-    def _message(self, a: Announcement, number: int) -> Message:
+    def _message(self, a: Announcement, number: int, previous: int | None = None) -> Message:
         subject = a.subject or self._topic
         if self._describe:
             return Message(subject, *self._describe(a))
@@ -292,6 +309,8 @@ class Announcer:
         metadata[group.KEY] = group.MAX_FILES
         if a.size is not None:
             metadata["size"] = a.size
+        if previous is not None:
+            metadata[payload.PREVIOUS] = previous
         return Message(subject, a.type, a.data | {"request_address": self._address, "announcement": metadata})
 
     def _republish_undelivered(
@@ -406,8 +425,11 @@ class Announcer:
     ) -> AnnouncementRecord:
         """Return the announcement of requested files; raise RequestRejected if this chain did not announce them.
 
-        ``metadata`` is the announcement metadata of the request; {} from legacy clients.
+        ``metadata`` is the announcement metadata of the request; {} from legacy clients. Raise TemporaryTransferError
+        if another member of the fleet announced the files, and has them on its own disk.
         """
+        if self._place and (place := self._other_place(metadata.get("log", ""))):
+            raise TemporaryTransferError(f"on the disk of {place}: request it at the address in its announcement")
         if metadata.get("log") == self._log_name:
             number = metadata["number"]
             announced = (prefetched or {}).get(number) or self._journal.get_announcement(self.name, number)
@@ -416,6 +438,11 @@ class Announcer:
         if announced is None or not _covers(announced, uris):
             raise RequestRejected(f"not announced by this chain: {payload.file_name(uris[0])}")
         return announced
+
+    def _other_place(self, log: str) -> str:
+        """Return the place of another member with this log; empty for other logs."""
+        place = log.removeprefix(f"{self._fleet_log}/")
+        return place if place not in (log, self._place) else ""
 
 
 def _metadata(message: Message) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from dataclasses import dataclass
 from typing import Any
@@ -68,6 +69,12 @@ class PushRequest:
             f"{base}/{str(item.get('path') or '').strip('/')}/{os.path.basename(item['uri'])}\n{item['uri']}": item
             for item in self.files
         }
+
+    def turn(self, destination: PushDestination) -> str:
+        """Return the turn of the task: pushes to one final name run one after the other."""
+        item = self.files[0]
+        path = f"{destination.without_password}\n{item.get('path') or ''}\n{os.path.basename(item['uri'])}"
+        return hashlib.sha256(path.encode("utf-8", "backslashreplace")).hexdigest()[:32]
 
     def resolve_destination(self, allowed: tuple[DestinationPattern, ...]) -> PushDestination:
         """Return the destination; raise BadDestination or AccessDenied if it is invalid or not allowed."""

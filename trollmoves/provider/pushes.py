@@ -92,6 +92,7 @@ class PushService:
     ``follow(number, delivered)`` returns the tasks that follow the delivery of the files of an announcement;
     ``delivered`` contains the versions of the delivered files, by URI, without those that differ from the announcement.
     Deliveries of one file to one final name are serialized, and an older announcement is not delivered after a newer.
+    With ``in_turn`` this holds for files of one name on the disks of several members of a fleet, too.
     """
 
     def __init__(
@@ -106,6 +107,7 @@ class PushService:
         parameters: Mapping[str, Any],
         allowed: tuple[DestinationPattern, ...],
         follow: Callable[[int, Mapping[str, FileVersion]], Sequence[Task]],
+        in_turn: bool = False,
     ) -> None:
         self.name = name
         self._journal = journal
@@ -116,6 +118,7 @@ class PushService:
         self._parameters = parameters
         self._allowed = allowed
         self._follow = follow
+        self._in_turn = in_turn
         self._waiting: dict[int, list[_Waiter]] = {}
         self._elsewhere: set[int] = set()  # requested here, and perhaps run by another member of the fleet
         self._quotas = ClientQuotas()
@@ -218,7 +221,8 @@ class PushService:
                 return None
             key, body = f"{number} {destination.without_password}", push.message.raw
             context = _PushContext(push, announced)
-            return Task(self.name, "push", key, lane, body, announcement_number=number, context=context)
+            turn = push.turn(destination) if self._in_turn else ""
+            return Task(self.name, "push", key, lane, body, announcement_number=number, context=context, turn=turn)
         return None
 
     def _needs_rerun(self, known: Task, push: PushRequest) -> bool:
@@ -303,7 +307,7 @@ class PushService:
                 if current is None:
                     task.tries -= 1
                     return Result(retry_in=BUSY_DELAY)
-                if not current or self._is_outdated(announced, destination):
+                if not current or task.overtaken or self._is_outdated(announced, destination):
                     raise Superseded("superseded by a newer version that was delivered")
                 files = [targets[name] for name in current]
                 size, delivered_to, delivered = self._deliver(task, announced, push, files, destination)

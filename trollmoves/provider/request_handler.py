@@ -13,7 +13,7 @@ from contextlib import suppress
 from queue import SimpleQueue
 from typing import Any
 
-from trollmoves.config.options import ServerOptions
+from trollmoves.config.options import OWN, ServerOptions
 from trollmoves.errors import JournalError
 from trollmoves.journal import DONE, AnnouncementRecord, Journal, Task
 from trollmoves.messaging import payload, sockets
@@ -73,8 +73,14 @@ class RequestHandler:
         self._journal = journal
         self._scheduler = scheduler
         self._address = sockets.tcp(options.request_address or hosts.own_address(), port).removeprefix("tcp://")
+        self._place = ""
+        if journal.sharing:
+            self._place = journal.sharing.keep_files(self.name, port if options.files == OWN else None)
         self.announcer = Announcer(
-            self.name, options.topic, journal, publisher, file_store=file_store, address=self._address
+            *(self.name, options.topic, journal, publisher),
+            file_store=file_store,
+            address=self._address,
+            place=self._place,
         )
         self.removals = Removals(
             self.name, journal, scheduler, file_store, enabled=options.delete, delay=options.remove_delay
@@ -89,6 +95,7 @@ class RequestHandler:
             parameters=options.connection_parameters,
             allowed=options.allowed_destinations,
             follow=self.removals.tasks_for,
+            in_turn=bool(self._place),
         )
         self._role = options.role
         self._sources = sources
@@ -107,7 +114,8 @@ class RequestHandler:
         sharing = self._journal.sharing
         if sharing:
             sharing.set_address(self.name, self._address)
-            republish = republish and sharing.is_first()  # later members find the announcements of others
+            # Later members find the announcements of others.
+            republish = republish and (bool(self._place) or sharing.is_first())
         unanswered = set() if sharing else self.pushes.unanswered()
         self.pushes.start()
         self.removals.start()
@@ -127,8 +135,12 @@ class RequestHandler:
                 self._journal.sharing.set_address(self.name, None)
 
     def repeat_last_messages(self) -> None:
-        """Publish announcements of killed members of the fleet again, of which they cannot answer the requests."""
-        if (sharing := self._journal.sharing) and (addresses := sharing.killed_addresses(self.name)):
+        """Publish announcements of killed members of the fleet again, of which they cannot answer the requests.
+
+        Not if this member does not have their files.
+        """
+        sharing = self._journal.sharing
+        if sharing and (addresses := sharing.killed_addresses(self.name)) and not self._place:
             self.announcer.republish_for_killed(addresses, self.pushes.unanswered())
 
     def _handle(self, requests: list[Request]) -> None:

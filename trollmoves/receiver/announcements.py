@@ -147,7 +147,10 @@ class AnnouncementReceiver:
         if not metadata:
             self._legacy_servers.on_announced(address, subject)
             return {}
-        position = self._replay_client.on_announced(provider, metadata["log"], metadata["number"], address)
+        previous = metadata.get(payload.PREVIOUS)
+        number = metadata["number"]
+        first = previous + 1 if payload.is_number(previous) and previous < number else number
+        position = self._replay_client.on_announced(provider, metadata["log"], number, address, first)
         return {metadata["log"]: position} if position else {}
 
     def _on_peer_message(self, message: Message) -> list[str]:

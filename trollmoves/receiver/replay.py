@@ -57,6 +57,7 @@ class _SourceLog:
     is_delayed: bool = False  # a request is due after GAP_DELAY
     not_before: float = 0.0  # monotonic; no request before this time
     first_seen: float = 0.0  # monotonic; 0 if known from an earlier process
+    is_first_contact: bool = False  # True until the announcements from before the first contact are received
     member_hosts: frozenset[str] = frozenset()  # of the fleet, as the provider names them
     # The same log at providers that name this one as a member of their fleet; they do not announce its numbers.
     siblings: Sequence[_SourceLog] = field(default=(), repr=False, compare=False)
@@ -69,14 +70,15 @@ class _SourceLog:
     def position(self, received_through: int) -> SourcePosition:
         return SourcePosition(self.key, self.address, received_through)
 
-    def add(self, number: int) -> None:
+    def add(self, number: int, first: int) -> None:
+        """Record the receipt of a number; those from ``first`` on that precede it are not in this log."""
         self.highest_seen = max(self.highest_seen, number)
         self.lowest_unsaved = min(self.lowest_unsaved or number, number)
-        if not self.runs and self.received_through is not None and number == self.received_through + 1:
+        if not self.runs and self.received_through is not None and first <= self.received_through + 1 <= number:
             self.received_through = number
             return
         if number > (self.received_through or 0):
-            _add_to_runs(self.runs, number)
+            _add_to_runs(self.runs, first, number)
         self.join()
 
     def join(self) -> None:
@@ -153,19 +155,21 @@ class ReplayClient:
         return {source.address for source in known}
 
     def on_announced(
-        self, provider: str, log_name: str, number: int, address: str
+        self, provider: str, log_name: str, number: int, address: str, first: int | None = None
     ) -> tuple[str, SourcePosition] | None:
         """Record a received number; return the (chain, position) to store together with its announcement.
 
+        The log has no announcement with a number from ``first`` to the one before ``number``.
         Call ``mark_saved`` after the transaction, and store each batch before passing in the next one.
         """
         with self._lock:
             source = self._source(provider, log_name, address)
             if source is None:
                 return None
-            source.add(number)
+            first = number if first is None else first
+            source.add(number, first)
             for sibling in source.siblings:
-                sibling.add(number)
+                sibling.add(number, first)
             gap = source.missing(number)
             position = source.received_through
         if gap:
@@ -246,6 +250,7 @@ class ReplayClient:
                 if (other.provider, other.address) == (provider, address) and other.received_through is None:
                     other.received_through = 0  # replaced before its first reply
             source = _SourceLog(log_name, provider, address, position, first_seen=time.monotonic())
+            source.is_first_contact = position is None
             self._logs[source.key] = source
         source.address = address
         self._addresses.add((provider, address))
@@ -303,7 +308,7 @@ class ReplayClient:
 
     def _apply(self, source: _SourceLog, data: dict[str, Any]) -> bool:
         """Store the announcements of a reply; return True if more can be requested immediately."""
-        messages = self._decode(source, data["messages"], early=source.received_through is None)
+        messages = self._decode(source, data["messages"], early=source.is_first_contact)
         numbers = [payload.announcement_metadata(message.data).get("number", 0) for message in messages]
         # A wrong number would skip all announcements before it: it must have been announced.
         through: int = min(data["through"], max([source.highest_seen, source.received_through or 0, *numbers]))
@@ -317,6 +322,7 @@ class ReplayClient:
             source.join()
             source.request_pending = False  # later gaps cause new requests
             more = max([data["last"], *(last for _, last in source.runs)]) > source.received_through
+            source.is_first_contact &= more
             if has_advanced or not more or through < data["through"]:
                 source.not_before = 0.0
             return more and has_advanced
@@ -387,16 +393,16 @@ def _host(address: str) -> str:
     return hosts.canonical(address.removeprefix("tcp://").rpartition(":")[0])
 
 
-def _add_to_runs(runs: list[list[int]], number: int) -> None:
-    """Add a number to runs of consecutive numbers; of more than MAX_RUNS the lowest one is forgotten."""
-    index = bisect.bisect_right(runs, number, key=itemgetter(0))
-    if index and number <= runs[index - 1][1] + 1:
+def _add_to_runs(runs: list[list[int]], first: int, last: int) -> None:
+    """Add consecutive numbers to runs of these; of more than MAX_RUNS the lowest one is forgotten."""
+    index = bisect.bisect_right(runs, first, key=itemgetter(0))
+    if index and first <= runs[index - 1][1] + 1:
         index -= 1
-        runs[index][1] = max(runs[index][1], number)
+        runs[index][1] = max(runs[index][1], last)
     else:
-        runs.insert(index, [number, number])
-    if index + 1 < len(runs) and runs[index + 1][0] == runs[index][1] + 1:
-        runs[index][1] = runs.pop(index + 1)[1]
+        runs.insert(index, [first, last])
+    while index + 1 < len(runs) and runs[index + 1][0] <= runs[index][1] + 1:
+        runs[index][1] = max(runs[index][1], runs.pop(index + 1)[1])
     if len(runs) > MAX_RUNS:
         del runs[0]
 

@@ -27,7 +27,7 @@ from trollmoves.scheduler.shared_lanes import SharedLanes
 from trollmoves.scheduler.worker_limits import WorkerLimits
 from trollmoves.utils.logs import LogThrottle
 from trollmoves.utils.rate import collect
-from trollmoves.utils.watched_threads import WatchedThread
+from trollmoves.utils.watched_threads import WatchedThread, start_thread
 
 if TYPE_CHECKING:
     from trollmoves.scheduler.lanes import AsyncHandler, Handler
@@ -584,7 +584,7 @@ class Scheduler:
         while len(self._workers) < min(assigned, self._max_workers):
             worker = threading.Thread(target=self._worker_loop, name=f"worker-{len(self._workers)}", daemon=True)
             try:
-                worker.start()
+                start_thread(worker)
             except RuntimeError as error:
                 if not self._workers:
                     raise

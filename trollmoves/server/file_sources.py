@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 from trollmoves import unpacking
-from trollmoves.config.options import ServerOptions
+from trollmoves.config.options import OWN, ServerOptions
 from trollmoves.errors import BadDestination, MessageError, RequestRejected
 from trollmoves.journal import DONE, Journal, Task
 from trollmoves.matching.patterns import Origin
@@ -243,8 +243,10 @@ class MessageSource:
                 announcements.append(self._announcement(message))
             except MessageError as error:
                 if (suffix := self._throttle.admit(message.subject)) is not None:
-                    name = self._options.name
-                    logger.warning("[%s] ignored message about %s: %s%s", name, message.subject, error, suffix)
+                    # Another member of a fleet may have the file.
+                    level = logging.INFO if self._options.files == OWN else logging.WARNING
+                    text = "[%s] ignored message about %s: %s%s"
+                    logger.log(level, text, self._options.name, message.subject, error, suffix)
         if announcements:
             self._announce(announcements)
 

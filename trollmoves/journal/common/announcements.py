@@ -24,6 +24,10 @@ class AnnouncementQueries(Queries):
     @abstractmethod
     def last_number(self, chain: str) -> int: ...
 
+    def _here(self, chain: str) -> tuple[str, Sequence[str]]:  # noqa: ARG002
+        """Return the condition for announcements of files that this process can have, and its values."""
+        return "", ()
+
     @abstractmethod
     def _read_until(
         self, statement: str, parameters: Sequence[Any], enough: Callable[[Sequence[object]], bool]
@@ -38,9 +42,10 @@ class AnnouncementQueries(Queries):
         return next(iter(self._records("chain = ? AND number = ?", chain, number)), None)
 
     def announcements_after(self, chain: str, number: int, limit: int) -> list[AnnouncementRecord]:
+        here, values = self._here(chain)
         rows = self._read_until(
-            f"SELECT {COLUMNS} FROM announcements WHERE chain = ? AND number > ? ORDER BY number LIMIT ?",
-            (chain, number, limit),
+            f"SELECT {COLUMNS} FROM announcements WHERE chain = ? AND number > ? {here} ORDER BY number LIMIT ?",
+            (chain, number, *values, limit),
             _length_limit(MAX_PAGE_LENGTH),
         )
         return [AnnouncementRecord(*row) for row in rows]
@@ -63,9 +68,10 @@ class AnnouncementQueries(Queries):
         return before
 
     def newest_files(self, chain: str, limit: int) -> list[tuple[str, str]]:
+        here, values = self._here(chain)
         return self._read_until(
-            f"SELECT {self.FIRST_WORD}, uid FROM announcements WHERE chain = ? ORDER BY number DESC LIMIT ?",
-            (chain, limit),
+            f"SELECT {self.FIRST_WORD}, uid FROM announcements WHERE chain = ? {here} ORDER BY number DESC LIMIT ?",
+            (chain, *values, limit),
             _length_limit(MAX_LIST_LENGTH),
         )
 
@@ -73,14 +79,15 @@ class AnnouncementQueries(Queries):
         self, chain: str, kinds: Sequence[str], after: int, limit: int
     ) -> list[AnnouncementRecord]:
         undelivered = self.UNDELIVERED.format(kinds=placeholders(kinds))
+        here, values = self._here(chain)
         found: list[AnnouncementRecord] = []
         length = 0
         last = self.last_number(chain)
         while after < last and len(found) < limit:  # in batches: nearly all may have been delivered
             rows = self._read_until(
                 f"SELECT {COLUMNS} FROM announcements a WHERE chain = ? AND number > ? AND number <= ? "
-                f"AND {undelivered} ORDER BY number LIMIT ?",
-                (chain, after, after + SCAN_BATCH, *kinds, limit - len(found)),
+                f"AND {undelivered} {here} ORDER BY number LIMIT ?",
+                (chain, after, after + SCAN_BATCH, *kinds, *values, limit - len(found)),
                 _length_limit(MAX_PAGE_LENGTH - length),
             )
             found += [AnnouncementRecord(*row) for row in rows]

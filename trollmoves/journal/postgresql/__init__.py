@@ -76,6 +76,7 @@ class PostgresJournal(PostgresOrders, PostgresAnnouncements, PostgresStatistics,
         self.identity = database.identity
         self.life = membership.life
         self._doubtful_appends = {}
+        self._last_here = {}
         self._clock_measured = boot_time()
 
     @property

@@ -65,7 +65,7 @@ _FIND = (
     "AND t.lane > l.lane) FROM lanes l WHERE l.lane IS NOT NULL) "
     "SELECT l.chain, l.lane, f.kind FROM lanes l JOIN LATERAL (SELECT kind FROM tasks t WHERE t.chain = l.chain "
     "AND t.lane = l.lane AND t.state = 0 AND t.rank IN (0, 1) AND t.due <= %(now)s AND t.holder IS NULL "
-    "AND t.place IN ('', %(host)s) LIMIT 1) f ON true WHERE l.lane IS NOT NULL"
+    "AND t.place = ANY(%(places)s::text[]) LIMIT 1) f ON true WHERE l.lane IS NOT NULL"
 )
 # No task of the lane will end the outage: another member has run the last one.
 _FORGET = (
@@ -128,6 +128,7 @@ class PostgresSharing:
         self._own_addresses: dict[str, str] = {}
         self._address_lock = threading.Lock()  # guards it
         self._kinds_of_host: dict[tuple[str, str], bool] = {}  # by chain and kind: until another host has stored it
+        self._places: Mapping[str, str] = {}  # of the files, by chain; replaced, never modified
         self._notified = 0.0  # monotonic
         self._stop = threading.Event()
         self._listener: threading.Thread | None = None
@@ -139,9 +140,23 @@ class PostgresSharing:
         """Leave new tasks of this kind to members on this host, or on each host that has stored them."""
         self._kinds_of_host[chain, kind] = until_shared
 
+    def keep_files(self, chain: str, port: int | None) -> str:
+        place = "" if port is None else f"{self.host}:{port}"
+        self._places = {**self._places, chain: place}
+        return place
+
+    def place_of_files(self, chain: str) -> str:
+        """Return the place of the files of a chain, empty if all members have them."""
+        return self._places.get(chain, "")
+
+    def places(self) -> list[str]:
+        """Return the places of the tasks that this member may run."""
+        return ["", self.host, *filter(None, self._places.values())]
+
     def place_of(self, task: Task) -> str:
-        """Return the name of the host that must run a new task, empty for all."""
-        return self.host if (task.chain, task.kind) in self._kinds_of_host else ""
+        """Return the place where a new task must be run, empty for all."""
+        place = self.place_of_files(task.chain)
+        return place or (self.host if (task.chain, task.kind) in self._kinds_of_host else "")
 
     def release_from_hosts(self, db: Connection, tasks: Iterable[Task]) -> None:
         """Let all members run those of these stored tasks that a member on another host has stored."""
@@ -202,7 +217,7 @@ class PostgresSharing:
         }
 
     def find_work(self, chains: Collection[str]) -> list[tuple[str, str, str]]:
-        values = {"chains": sorted(chains), "now": self._database.now(), "host": self.host}
+        values = {"chains": sorted(chains), "now": self._database.now(), "places": self.places()}
         return [(chain, lane, kind) for chain, lane, kind in self._database.read(_FIND, values)]
 
     def keys(self, kinds: Collection[tuple[str, str]]) -> dict[tuple[str, str], set[str]]:

@@ -53,7 +53,8 @@ COLUMNS = ", ".join(_NAMES)
 COLUMNS_OF_T = ", ".join(f"t.{name}" for name in _NAMES)
 SELECT_KEY = f"SELECT {COLUMNS} FROM tasks WHERE chain = %s AND kind = %s AND {ident('key')} = {ident('%s::text')} "
 _NO_DELIVERY = Delivery(None, None)
-_HERE = "(%(host)s = '' OR place IN ('', %(host)s))"  # without sharing, one member runs all
+_ALONE = "%(places)s::text[] IS NULL"  # without sharing, one member runs all
+_HERE = f"({_ALONE} OR place = ANY(%(places)s::text[]))"
 _OURS = "(holder IS NULL OR holder = %(me)s)"
 _PRESENT = "EXISTS (SELECT 1 FROM members WHERE id = %(me)s AND NOT gone)"
 _STAYS_PRESENT = "EXISTS (SELECT 1 FROM members WHERE id = %(me)s AND NOT gone FOR KEY SHARE)"  # until the commit
@@ -72,9 +73,13 @@ _INSERT = (
     "body, failure, holder, place, turn) "
     "SELECT id, chain, kind, key, lane, rank, due, state, 0, %(now)s, CASE WHEN state <> 0 THEN %(now)s END, number, "
     "body, CASE WHEN state = 2 THEN 'failed' END, "
-    f"CASE WHEN state = 0 AND held AND NOT {_turn_is_held('numbered')} THEN %(me)s::bigint END, host, turn "
+    f"CASE WHEN state = 0 AND held AND home = host AND NOT {_turn_is_held('numbered')} THEN %(me)s::bigint END, "
+    "home, turn "
     # Ids in the order given, rows in the order of their keys.
-    "FROM (SELECT nextval('tasks_id_seq') AS id, g.* FROM (SELECT * FROM json_to_recordset(%(rows)s::json) AS r "
+    "FROM (SELECT nextval('tasks_id_seq') AS id, g.* FROM (SELECT r.*, CASE WHEN host = '' OR number IS NULL THEN host "
+    # An order may repeat the push of a file that another member has.
+    "ELSE coalesce((SELECT nullif(a.place, '') FROM announcements a WHERE a.chain = r.chain AND a.number = r.number), "
+    "host) END AS home FROM json_to_recordset(%(rows)s::json) AS r "
     "(position int, place int, chain text, kind text, key text, lane text, rank smallint, due float8, state smallint, "
     "number bigint, body text, held bool, host text, turn uuid) ORDER BY position) g OFFSET 0) numbered ORDER BY place "
     # Also if another member holds a task of the same turn since a moment ago.
@@ -97,7 +102,7 @@ _CLAIM = (
     # The held one of a turn, or the first one. Because ids are compared too, no plan reads the tasks of all turns.
     "AND (turn IS NULL OR holder IS NOT NULL OR NOT EXISTS (SELECT 1 FROM tasks e WHERE e.chain = c.chain "
     "AND e.turn = c.turn AND e.id < c.id AND e.state = 0 AND e.rank <= c.rank AND e.due <= %(now)s "
-    "AND (%(host)s = '' OR e.place IN ('', %(host)s)))) ORDER BY due, id LIMIT %(limit)s "
+    f"AND ({_ALONE} OR e.place = ANY(%(places)s::text[])))) ORDER BY due, id LIMIT %(limit)s "
     f"FOR UPDATE SKIP LOCKED) UPDATE tasks t SET holder = %(me)s FROM picked WHERE t.id = picked.id "
     f"RETURNING {COLUMNS_OF_T}, t.turn IS NOT NULL AND EXISTS (SELECT 1 FROM tasks n WHERE n.chain = t.chain "
     "AND n.turn = t.turn AND n.id > t.id AND n.state = 1)"
@@ -113,7 +118,7 @@ _NEXT_DUE = " UNION ALL ".join(
     "ORDER BY due, id LIMIT 1) UNION ALL "
     # A due task that ``_CLAIM`` has skipped: a transaction changes it now, or a member holds it that may be buried.
     f"(SELECT %(now)s + CASE WHEN {_OURS} THEN {LOCKED_DELAY} ELSE {HELD_DELAY} END {_OF_LANE} AND rank = {rank} "
-    f"AND due <= %(now)s AND (%(host)s = '' OR ({_OURS} AND {_HERE})) "
+    f"AND due <= %(now)s AND ({_ALONE} OR ({_OURS} AND {_HERE})) "
     "AND id <> ALL(%(in_flight)s::bigint[]) ORDER BY due, id LIMIT 1)"
     for rank in (FRESH, BACKLOG)
 )
@@ -144,7 +149,6 @@ class PostgresTasks(PostgresQueries, TaskQueries):
         sharing: PostgresSharing | None = None,
     ) -> None:
         self._sharing = sharing
-        self._host = sharing.host if sharing else ""
         self._database = database
         self._membership = membership
         self._cipher = cipher
@@ -356,7 +360,7 @@ class PostgresTasks(PostgresQueries, TaskQueries):
     def claim(self, chain: str, lane: str, limit: int, now: float, *, in_flight: Collection[int] = ()) -> list[Task]:
         claimed: list[Task] = []
         values = {"chain": chain, "lane": lane, "now": now, "taken": list(in_flight), "me": self._membership.id}
-        values["host"] = self._host
+        values["places"] = self._places()
         for rank in (FRESH, BACKLOG):
             given = {**values, "rank": rank, "limit": limit - len(claimed)}
             rows = self._database.fetch(_CLAIM, given)
@@ -366,6 +370,9 @@ class PostgresTasks(PostgresQueries, TaskQueries):
         self._membership.held += len(claimed)
         return claimed
 
+    def _places(self) -> list[str] | None:
+        return self._sharing.places() if self._sharing else None
+
     def _claimed_task(self, *row: Any) -> Task:
         task = self.task_of(row[:-1])
         task.overtaken = row[-1]
@@ -373,7 +380,7 @@ class PostgresTasks(PostgresQueries, TaskQueries):
 
     def next_due(self, chain: str, lane: str, now: float, *, in_flight: Collection[int] = ()) -> float | None:
         values = {"chain": chain, "lane": lane, "now": now, "in_flight": list(in_flight), "me": self._membership.id}
-        values["host"] = self._host
+        values["places"] = self._places()
         rows = self._database.read(_NEXT_DUE, values)
         return min((float(due) for (due,) in rows), default=None)
 

@@ -209,17 +209,7 @@ class Authenticator:
         """Check the connections with new data, then wait: while data keep arriving, check at a fixed interval."""
         now = time.monotonic()
         if now >= self._next_check:
-            self._next_check = now + CHECK_INTERVAL_MS / 1000
-            filenos = {fileno for fileno, _ in self._readable.poll(0)}
-            self._lingering.discard(filenos)
-            for monitor in self._monitors.values() if filenos else ():
-                monitor.on_data(filenos)
-            if bool(filenos) != self._receiving:
-                self._receiving = bool(filenos)
-                if self._receiving:
-                    self._poller.unregister(self._readable.fileno())
-                else:
-                    self._poller.register(self._readable.fileno(), zmq.POLLIN)
+            self._check_new_data(now)
         for monitor in self._monitors.values():
             if monitor.check_due:
                 monitor.check()
@@ -229,6 +219,20 @@ class Authenticator:
         self._closing = sum(monitor.end_closing() for monitor in self._monitors.values()) > 0
         self._set_switch_interval(SWITCH_INTERVAL if now < self._flood_end else self._usual_switch_interval)
         self._lingering.close_expired()
+
+    def _check_new_data(self, now: float) -> None:
+        filenos = {fileno for fileno, _ in self._readable.poll(0)}
+        if filenos:  # otherwise the next data are checked at once: until then their descriptor remains readable
+            self._next_check = now + CHECK_INTERVAL_MS / 1000
+        self._lingering.discard(filenos)
+        for monitor in self._monitors.values() if filenos else ():
+            monitor.on_data(filenos)
+        if bool(filenos) != self._receiving:
+            self._receiving = bool(filenos)
+            if self._receiving:
+                self._poller.unregister(self._readable.fileno())
+            else:
+                self._poller.register(self._readable.fileno(), zmq.POLLIN)
 
     @staticmethod
     def _set_switch_interval(seconds: float) -> None:

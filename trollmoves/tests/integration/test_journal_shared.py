@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 
 import psycopg
@@ -340,6 +341,56 @@ def test_a_file_of_several_hosts() -> None:
         there.add_tasks([task("both")])
         assert keys(there.claim("chain", "lane", 5, LATER)) == ["both"]
         assert keys(here.claim("chain", "lane", 5, LATER)) == ["here"]
+
+
+def test_files_of_one_member() -> None:
+    """A member with other files has an own log with numbers of the common one, and the only one that runs its tasks."""
+    url = new_schema(shared_server())
+    with ExitStack() as stack:
+        one, two = (PostgresJournal(url, sharing=True) for _ in range(2))
+        stack.callback(one.close)
+        stack.callback(two.close)
+        for journal, port in ((one, 1), (two, 2)):
+            assert journal.sharing
+            assert journal.sharing.keep_files("chain", port).endswith(f":{port}")
+        seen: list[Mapping[str, Version]] = []
+
+        def announce(journal: PostgresJournal, *uris: str) -> None:
+            def make(versions: Mapping[str, Version], number: int) -> list[AnnouncementRecord]:
+                seen.append(dict(versions))
+                return [announced(n, uri) for n, uri in enumerate(uris, number)]
+
+            journal.append("chain", uris, make)
+
+        announce(one, "/a", "/b")
+        announce(two, "/a", "/c")
+        announce(one, "/a")
+        assert seen == [{}, {}, {"/a": (5, 7)}]
+        assert [journal.last_number("chain") for journal in (one, two)] == [5, 4]
+        for journal, numbers in ((one, [1, 2, 5]), (two, [3, 4])):
+            assert [a.number for a in journal.announcements_after("chain", 0, 9)] == numbers
+            assert [a.number for a in journal.undelivered_announcements("chain", ("push",), 0, 9)] == numbers
+            assert [uid for _, uid in journal.newest_files("chain", 9)] == [str(n) for n in reversed(numbers)]
+            assert (latest := journal.latest_announcement("chain", "/a"))
+            assert latest.number in numbers
+        assert one.latest_announcement("chain", "/c") is None
+        assert one.get_announcement("chain", 4) == two.get_announcement("chain", 4)
+
+        pushes = [replace(task(f"{n}", kind="push"), announcement_number=n) for n in (2, 4)]
+        here, there = (stored for stored, _ in one.add_tasks(pushes))  # an order may name the file of another member
+        assert here.held
+        assert not there.held
+        execute(one, "UPDATE tasks SET holder = NULL")
+        assert keys(one.claim("chain", "lane", 5, LATER)) == ["2"]
+        assert keys(two.claim("chain", "lane", 5, LATER)) == ["4"]
+        bury(two, one)
+        assert keys(two.claim("chain", "lane", 5, LATER)) == ["4"]
+        again = PostgresJournal(url, sharing=True)
+        stack.callback(again.close)
+        assert again.sharing
+        again.sharing.keep_files("chain", 1)
+        assert again.last_number("chain") == 5
+        assert keys(again.claim("chain", "lane", 5, LATER)) == ["2"]
 
 
 def test_one_member_prunes(join: Join) -> None:

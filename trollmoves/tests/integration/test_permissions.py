@@ -1,4 +1,4 @@
-"""Tests that what daemons may not write, for a while, costs nothing but time."""
+"""Directories and journals that daemons may not write for a while cause a delay, and no loss."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="missing: root")
 
 
 def as_plain_user(command: Sequence[str]) -> list[str]:
-    """Return a command that runs with the rights of a plain user, that owns what root owns."""
+    """Return a command that runs with the rights of a plain user, who owns the files of root."""
     if not shutil.which("setpriv"):
         pytest.skip("missing: setpriv")
     return ["setpriv", "--bounding-set=-all", "--inh-caps=-all", "--", *command]
 
 
 def without_privileges(process: Process) -> None:
-    """Have a daemon run as a plain user."""
+    """Run a daemon as a plain user."""
     process.command = as_plain_user(process.command)
 
 
 def run_without_privileges(testbed: Testbed, command: str, *arguments: str | Path) -> str:
-    """Run a command with the rights of a plain user until it ends; return what it prints."""
+    """Run a command with the rights of a plain user until it ends; return its output."""
     words = as_plain_user(testbed.command(command, *arguments))
     done = subprocess.run(words, capture_output=True, text=True, check=False, env=testbed.environment, timeout=60)
     assert "Traceback" not in done.stderr
@@ -92,7 +92,7 @@ def test_plain_user_may_not_read_the_origin(testbed: Testbed) -> None:
 
 
 def flag(testbed: Testbed, how: str, *paths: Path) -> None:
-    """Set or remove flags of files, as chattr does; they are gone at the end."""
+    """Set or remove flags of files, as chattr does; they are removed at the end."""
     if not shutil.which("chattr"):
         pytest.skip("missing: chattr")
     testbed.call_at_end(lambda: subprocess.run(["chattr", "-ia", *paths], capture_output=True, check=False))
@@ -111,7 +111,7 @@ def waits(pair: ServerClientPair, count: int) -> None:
 
 
 def test_plain_user_may_not_write_to_the_target(testbed: Testbed) -> None:
-    """Files for a directory that is not writable wait, others of the same host do not; chmod mends it."""
+    """Files for a directory that is not writable wait, others of the same host do not; chmod ends this."""
     pair = ServerClientPair(testbed)
     for process in (pair.server, pair.client):
         without_privileges(process)
@@ -166,7 +166,7 @@ def bind(testbed: Testbed, *paths: Path) -> None:
 
 @pytest.mark.parametrize("how", ["i", "a"])
 def test_target_is_flagged(testbed: Testbed, how: str) -> None:
-    """Nor may root write to a directory that is immutable or append-only; all arrives when it is not any more."""
+    """Files for an immutable or append-only directory, which root may not write, arrive when the flag is removed."""
     pair = ServerClientPair(testbed).start()
     pair.feeder.feed(3)
     pair.wait_until_done()
@@ -179,7 +179,7 @@ def test_target_is_flagged(testbed: Testbed, how: str) -> None:
 
 @pytest.mark.parametrize("role", ["server", "client"])
 def test_the_journal_may_not_be_written(testbed: Testbed, tmp_path: Path, role: str) -> None:
-    """While nothing can be written to the journal, nothing is lost or done unwritten; when it can it goes on."""
+    """While the journal cannot be written, no file is lost or sent without a record; afterwards work continues."""
     journal = tmp_path / "state" / "a.journal"  # on a disk: files in memory can be written whatever their flags
     pair = ServerClientPair(testbed)
     process = getattr(pair, role)
@@ -209,7 +209,7 @@ def test_the_journal_may_not_be_written(testbed: Testbed, tmp_path: Path, role: 
 
 @pytest.mark.parametrize("role", ["server", "client"])
 def test_the_disk_of_the_journal_takes_no_more_names(testbed: Testbed, role: str) -> None:
-    """A journal at work needs no more inodes than it has."""
+    """A journal in use needs no further inodes."""
     disk = mount(testbed, testbed.root / "disk", "size=24m", "nr_inodes=40")
     pair = ServerClientPair(testbed)
     process = getattr(pair, role)

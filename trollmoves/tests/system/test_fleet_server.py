@@ -1,16 +1,19 @@
-"""Servers on one shared directory share the work of one journal on PostgreSQL."""
+"""Servers on one shared directory, or with a directory each, share the work of one journal on PostgreSQL."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 
 import pytest
 
 from trollmoves.scheduler.lanes import PREFETCH
+from trollmoves.tests.helpers import legacy_peer
 from trollmoves.tests.helpers.daemons import Process, Sections, Testbed, client_section, server_section
+from trollmoves.tests.helpers.feeding import Feeder
 from trollmoves.tests.helpers.journals import new_schema, shared_server
 from trollmoves.tests.helpers.recording import HOST, send_request
 from trollmoves.tests.helpers.waiting import until
@@ -27,22 +30,26 @@ BURIAL = 40  # s until the tasks of a dead member are free, on a busy machine; t
 
 
 class ServerFleet:
-    """Two servers with one journal that watch the same directory, and a client of both, which is not started."""
+    """Two servers with one journal, and a client of both, which is not started.
 
-    def __init__(self, testbed: Testbed, *arguments: str) -> None:
+    The servers watch the same directory, or an own one each.
+    """
+
+    def __init__(self, testbed: Testbed, *arguments: str, files: str = "shared") -> None:
         self.feeder = testbed.feeder()
+        self.feeders = [self.feeder, testbed.feeder("in-b", first=10_000) if files == "own" else self.feeder]
         self.target = testbed.directory("out")
-        process = {"journal": new_schema(shared_server()), "fleet": "share"}
+        process = {"journal": new_schema(shared_server()), "fleet": "share", "files": files}
         ports = [testbed.port(), testbed.port()]
         self.request_ports = [testbed.port(), testbed.port()]
         self.servers: list[Process] = []
         for number, (port, own) in enumerate(zip(ports, self.request_ports, strict=True)):
-            section = server_section(self.feeder.folder, own, max_transfers_per_host=LIMIT)
+            section = server_section(self.feeders[number].folder, own, max_transfers_per_host=LIMIT)
             sections: Sections = {"DEFAULT": process, "hrit": section}
             self.servers.append(testbed.server(sections, port, *arguments, name=f"server-{number}"))
         own = testbed.port()
-        section = client_section(ports, self.target, own, transfer_req_timeout=3)
-        self.client = testbed.client({"hrit": section})
+        self.client_sections = {"hrit": client_section(ports, self.target, own, transfer_req_timeout=3)}
+        self.client = testbed.client(self.client_sections)
         self.announced = [testbed.subscriber(port) for port in ports]
         self.received = testbed.subscriber(own)
         for server in self.servers:
@@ -58,6 +65,10 @@ class ServerFleet:
         """Return how often each file was announced, by any server."""
         return Counter(name for one in self.announced for name in one.receipts())
 
+    def has_announced(self, count: int) -> bool:
+        """Return True if there were this number of announcements."""
+        return sum(self.announcements().values()) == count
+
     def members(self, server: int) -> list[list[str]]:
         """Return the addresses of members in each heartbeat of a server."""
         return [log["members"] for one in self.announced[server].of_type("beat") for log in one.data["logs"]]
@@ -67,10 +78,18 @@ class ServerFleet:
         counts = [len(one.receipts()) for one in self.announced]
         return counts.index(max(counts))
 
-    def wait_until_done(self) -> None:
-        """Wait until all files have receipts; all are complete then, and each has one receipt."""
-        self.received.wait_for_receipts(self.feeder.fed, 60)
-        assert self.feeder.missing(self.target) == []
+    def fed(self) -> set[str]:
+        """Return the names of all files."""
+        return {name for feeder in self.feeders for name in feeder.fed}
+
+    def wait_until_done(self, *feeders: Feeder) -> None:
+        """Wait until all files, or those of some feeders, have receipts.
+
+        All are complete then, and each has one receipt.
+        """
+        for feeder in feeders or self.feeders:
+            self.received.wait_for_receipts(feeder.fed, 60)
+            assert feeder.missing(self.target) == []
         assert set(Counter(self.received.receipts()).values()) == {1}
 
     def delivered(self) -> list[set[str]]:
@@ -130,6 +149,84 @@ def test_one_request_at_both_servers(testbed: Testbed) -> None:
     assert fleet.feeder.missing(fleet.target) == []
     first, second = fleet.delivered()
     assert first ^ second == {name}
+
+
+@pytest.mark.parametrize("files", ["shared", "own"])
+def test_two_versions_at_both_servers(testbed: Testbed, files: str) -> None:
+    """Two versions of a file, each requested at another server, are pushed at the same time: the newer one remains."""
+    fleet = ServerFleet(testbed, "-v", files=files)
+    for server in fleet.servers:
+        assert testbed.run("trollmoves", "pause", "hrit", "-c", server.config).returncode == 0
+    name = next(fleet.feeder.fresh_names())
+    with ThreadPoolExecutor(2) as threads:
+        replies = []
+        for number, (feeder, port) in enumerate(zip(fleet.feeders, fleet.request_ports, strict=True)):
+            feeder.put(name, version=number, size=1_000 if number else 20_000_000)  # the newer one is sent faster
+            until(partial(fleet.has_announced, number + 1), 20, "the version is announced")
+            announced = [one.message for each in fleet.announced for one in each.of_type("file")]
+            newest = max(announced, key=lambda one: int(one.data["announcement"]["number"]))
+            request = {"destination": f"file://{fleet.target}", "request": {"id": f"client/hrit/{number}"}}
+            ask = partial(send_request, port, newest.subject, "push", newest.data | request, seconds=60)
+            replies.append(threads.submit(ask))
+            fleet.servers[number].wait_for_line(f"requested {name}")
+        assert testbed.run("trollmoves", "resume", "hrit", "-c", fleet.servers[0].config).returncode == 0
+        types = [reply.result().type for reply in replies]
+    assert types[1] == "file"
+    assert fleet.feeders[1].missing(fleet.target) == []
+
+
+def test_files_on_separate_disks(testbed: Testbed) -> None:
+    """Each server announces and delivers the files on its disk, also those that the client has missed.
+
+    The files of a killed server wait for its return, and those of the other one arrive in the meantime.
+    """
+    fleet = ServerFleet(testbed, files="own")
+    here, there = fleet.feeders
+    fleet.start_client()
+    for feeder in fleet.feeders:
+        feeder.feed(20)
+    fleet.wait_until_done()
+    assert fleet.client.terminate() == 0
+    for announced, feeder in zip(fleet.announced, fleet.feeders, strict=True):
+        announced.wait_for_receipts(feeder.feed(5))
+    fleet.servers[0].kill()
+    fleet.client.start()
+    fleet.wait_until_done(there)
+    waiting = here.feed(5)
+    fleet.servers[1].wait_for_line("did not renew its lease", seconds=BURIAL)
+    there.feed(5)
+    fleet.wait_until_done(there)
+    assert fleet.received.receipts().count(waiting[0]) == 0
+    fleet.servers[0].start()
+    fleet.wait_until_done()
+    assert Counter(fleet.received.receipts()) == Counter(fleet.fed())
+    assert fleet.client.lines().count("caught up with 5 announcements") == 2
+    numbers = {one.data["announcement"]["number"] for each in fleet.announced for one in each.of_type("file")}
+    assert numbers == set(range(1, len(fleet.fed()) + 1))
+    for server, feeder, delivered in zip(fleet.servers, fleet.feeders, fleet.delivered(), strict=True):
+        assert delivered <= set(feeder.fed)
+        assert "ERROR" not in server.lines()
+
+
+def test_older_client_of_separate_disks(testbed: Testbed) -> None:
+    """A client of an earlier version gets each file once, from the server that has it."""
+    fleet = ServerFleet(testbed, files="own")
+    legacy_peer.client(testbed, fleet.client_sections).start()
+
+    def is_connected(feeder: Feeder) -> bool:
+        with suppress(AssertionError):  # it does not request announcements from before its subscription
+            fleet.received.wait_for_receipts(feeder.feed(1), seconds=0.5)
+            return True
+        return False
+
+    for feeder in fleet.feeders:
+        until(partial(is_connected, feeder), 60, "it receives announcements")
+    names = [feeder.feed(10) for feeder in fleet.feeders]
+    fleet.received.wait_for_receipts([*names[0], *names[1]], 60)
+    assert set(Counter(fleet.received.receipts()).values()) == {1}
+    for delivered, own in zip(fleet.delivered(), names, strict=True):
+        assert set(own) <= delivered
+    assert not set.intersection(*fleet.delivered())
 
 
 def test_announcements_of_a_killed_server(testbed: Testbed) -> None:

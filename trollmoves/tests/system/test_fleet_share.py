@@ -160,14 +160,15 @@ class OlderSource:
 
 
 @pytest.mark.slow
-def test_limit_of_an_older_source(testbed: Testbed) -> None:
-    """All members together send at most 4 requests at a time to an earlier version."""
-    source = testbed.close_at_end(OlderSource(members=2))
+@pytest.mark.parametrize(("scheme", "members", "limit"), [("", 2, 4), (f"ftp://{HOST}", 1, 1)])
+def test_limit_of_an_older_source(testbed: Testbed, scheme: str, members: int, limit: int) -> None:
+    """All members together send at most 4 requests at a time to an earlier version, with an FTP destination 1."""
+    source = testbed.close_at_end(OlderSource(members))
     process = {"journal": new_schema(shared_server()), "fleet": "share"}
     ports = [testbed.port(), testbed.port()]
     receipts = [testbed.subscriber(port) for port in ports]
     for number, port in enumerate(ports):
-        section = client_section(source.port, testbed.directory("out"), port)
+        section = client_section(source.port, f"{scheme}{testbed.directory('out')}", port)
         testbed.client({"DEFAULT": process, "hrit": section}, name=f"client-{number}").start()
 
     def published() -> set[str]:
@@ -183,5 +184,5 @@ def test_limit_of_an_older_source(testbed: Testbed) -> None:
     names = [f"file-{n}" for n in range(30)]
     source.announce(*names)
     until(lambda: published() >= set(names), 60, "all files have receipts")
-    assert len(source.requesters) >= 2
-    assert 1 < source.most <= 4
+    assert len(source.requesters) >= members
+    assert min(limit, 2) <= source.most <= limit

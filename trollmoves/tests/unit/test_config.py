@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -541,6 +542,25 @@ class TestFile:
         """Mirrors do not share their work: the error names the remedy."""
         with pytest.raises(ConfigError, match=r"fleet: share is not supported by a mirror.*use fleet = standby"):
             read(f"[DEFAULT]\njournal = postgresql://host/db\nfleet = share\n{GOOD_MIRROR}", MirrorOptions)
+
+    @pytest.mark.parametrize(
+        ("default", "section", "problem"),
+        [
+            ("journal = postgresql://host/db\nfleet = share\n", "request_port = 9094\n", ""),
+            ("", "request_port = 9094\n", r"\[hrit\] files: own is for .*: set fleet = share in \[DEFAULT\]"),
+            ("journal = postgresql://host/db\nfleet = share\n", "", r"\[hrit\] files: own needs request_port: "),
+        ],
+    )
+    def test_own_files(self, read: Read[ServerOptions], default: str, section: str, problem: str) -> None:
+        """Only servers that share their work, and take requests, can have separate disks."""
+        text = f"[DEFAULT]\n{default}[hrit]\norigin = /in/{{name}}\ntopic = /a\nfiles = own\n{section}"
+        if problem:
+            with pytest.raises(ConfigError, match=problem):
+                read(text, ServerOptions)
+        else:
+            found = read(text, ServerOptions)
+            assert found.sections["hrit"].files == "own"
+            assert re.search(r"^ *files  +own$", config_file.check_report(found), re.MULTILINE)
 
     @pytest.mark.parametrize(
         ("text", "role"), [(SERVER, ServerOptions), (CLIENT, ClientOptions), (MIRROR, MirrorOptions)]

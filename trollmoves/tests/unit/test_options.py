@@ -36,6 +36,7 @@ SERVER: dict[str, object] = {
     "request_address": None,
     "station": "unknown",
     "allowed_destinations": (),
+    "files": "shared",
     "external_symlinks": "owned",
     "quiet_time": 2.0,
     "info": {},

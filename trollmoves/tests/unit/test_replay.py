@@ -95,10 +95,11 @@ class Client:
         self.journal.add_tasks([], sources)
         self.missed += messages
 
-    def receive(self, server: Server, *numbers: int, provider: str = PROVIDER) -> None:
+    def receive(self, server: Server, *numbers: int, provider: str = PROVIDER, previous: int | None = None) -> None:
         """Receive announcements, and store them."""
         for number in numbers:
-            mark = self.catchup.on_announced(provider, server.log, number, server.address)
+            first = None if previous is None else previous + 1
+            mark = self.catchup.on_announced(provider, server.log, number, server.address, first)
             self.journal.add_tasks([], [mark] if mark else [])
             self.catchup.mark_saved()
 
@@ -165,7 +166,7 @@ def at_rest(client: Client, server: Server, requested: int) -> bool:
     """Return True if a source got ``count`` requests, and none is pending."""
     until(lambda: len(server.asked) >= requested, SOON)
     client.settle(server)
-    time.sleep(0.05)  # the absence of a request cannot be waited for
+    client.settle(server)  # a request that the last reply has caused precedes this one
     return len(server.asked) == requested
 
 
@@ -181,7 +182,7 @@ def gone(port: int) -> bool:
 @pytest.mark.parametrize("how", ["receive", "beat"])
 def test_first_contact(client: Client, server: Server, how: str) -> None:
     """For an unknown source, only its announcements since shortly before the start are requested."""
-    server.last, server.recent = 50, 47
+    server.last, server.recent, server.page = 50, 47, 2
     if how == "receive":
         client.receive(server, 50)
     else:
@@ -189,7 +190,7 @@ def test_first_contact(client: Client, server: Server, how: str) -> None:
     until(lambda: client.have() == {server.log: 50}, SOON)
     assert client.numbers() == [48, 49, 50]
     assert all(message.data["announcement"]["early"] for message in client.missed)
-    assert at_rest(client, server, 1)
+    assert at_rest(client, server, 2)
     assert replay.FIRST_CONTACT_SLACK <= server.asked[0]["max_age"] < replay.FIRST_CONTACT_SLACK + 2 * SOON
     assert server.asked[0]["log"] == server.log
 
@@ -227,6 +228,19 @@ def test_members_of_a_fleet(client: Client, server: Server, is_named: bool) -> N
         assert server.last - 1 <= client.have()[server.log] <= server.last
     else:
         until(lambda: set(client.numbers()) >= set(range(7, 205, 2)), SOON)
+
+
+def test_numbers_of_other_logs(client: Client, server: Server) -> None:
+    """Numbers that a server leaves out of its log are not missing; others before them are."""
+    in_touch(client, server)
+    server.last = 300
+    for number in range(9, 300, 3):  # the numbers in between are those of two other servers
+        client.receive(server, number, previous=5 if number == 9 else number - 3)
+    assert client.have() == {server.log: 297}
+    assert at_rest(client, server, 0)
+    client.receive(server, 300, previous=298)
+    until(lambda: client.have() == {server.log: 300}, SOON)
+    assert client.numbers() == [298, 299, 300]
 
 
 # -- in touch
