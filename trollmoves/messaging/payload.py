@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterable
 from typing import Any, TypeGuard
 
-from trollmoves.errors import MessageError, Superseded, TrollmovesError
+from trollmoves.errors import BadDestination, MessageError, Superseded, TrollmovesError
 from trollmoves.net import hosts, urls
 
 FILE_TYPES = ("file", "dataset", "collection")  # message types that announce or confirm files
@@ -59,6 +59,21 @@ def file_names(data: Any) -> str:
 def file_name(uri: str) -> str:
     """Return the last part of a path or URL, without a login. That of a URL without a path is its host."""
     return os.path.basename(urls.redacted(uri) if "://" in uri and "@" in uri else uri)
+
+
+def local_path(uri: object) -> str:
+    """Return the path of a file on this host; raise MessageError if the URI is invalid, or on another host."""
+    if not isinstance(uri, str) or not uri:
+        raise MessageError(f"the URI of a file must be a non-empty string: {urls.excerpt(str(uri), 100)!r}")
+    if "://" not in uri:
+        return uri
+    try:
+        url = urls.parse(uri)
+    except BadDestination as error:
+        raise MessageError(str(error)) from None
+    if not hosts.is_local(url.hostname):
+        raise MessageError(f"{urls.redacted(url)} is on another host")
+    return url.path
 
 
 def check_file_item(item: dict[str, Any]) -> None:

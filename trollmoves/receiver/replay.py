@@ -23,6 +23,7 @@ from trollmoves.messaging.messages import Message
 from trollmoves.messaging.requester import NoReply, Requester, RequesterStopped
 from trollmoves.net import hosts, urls
 from trollmoves.utils.logs import LogThrottle
+from trollmoves.utils.watched_threads import start_thread
 
 logger = logging.getLogger(__name__)
 
@@ -220,7 +221,12 @@ class ReplayClient:
         delay = FLEET_GAP_DELAY if source.siblings else self._gap_delay
         timer = threading.Timer(delay, self._end_delay, [source, number])
         timer.daemon = True
-        timer.start()
+        try:
+            start_thread(timer)
+        except RuntimeError:  # no memory for a thread
+            with self._lock:
+                source.is_delayed = False
+            self._request(source)
 
     def _end_delay(self, source: _SourceLog, number: int) -> None:
         """Request announcements that are still missing before ``number``; wait again for later ones."""
