@@ -234,8 +234,8 @@ DEFENCES = (
     _defence(
         "control characters in the log",
         "utils/log_format.py",
-        "line if line.isprintable() else _escaped(line)",
-        "line",
+        'map(printable, text.split("\\n"))',
+        'text.split("\\n")',
         f"{ROGUE}::test_control_characters_in_the_log",
         "integration/test_logs.py",
     ),

@@ -1031,7 +1031,7 @@ def test_priority(runtime: SchedulerTestbed) -> None:
     until(lambda: gauge.begun == ["first"], SOON)
     for chain in ("low", "usual", "high", "higher"):
         runtime.note(workers, *(Task(chain, "work", f"{chain} {n}", f"lane of {chain}", "") for n in range(3)))
-    until(lambda: workers._tokens._waiting.qsize() == len(chains), SOON, "every lane waits for the worker")
+    until(lambda: workers._workers._tokens._waiting.qsize() == len(chains), SOON, "every lane waits for the worker")
     release.set()
     until(lambda: len(gauge.begun) == 13, SOON)
     assert gauge.begun[1:] == [f"{chain} {n}" for chain in ("higher", "high", "usual", "low") for n in range(3)]
