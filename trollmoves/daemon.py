@@ -1,4 +1,4 @@
-"""One process: its arguments, signals, chains, start, reload and stop."""
+"""One process: its arguments, its signals, and the parts around its chains."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import dataclass, replace
 from functools import partial
 from queue import Empty, SimpleQueue
-from typing import Any, ClassVar, Generic, Literal, NoReturn, Protocol, TypeVar, runtime_checkable
+from typing import Any, ClassVar, Generic, Literal, NoReturn, Protocol, TypeVar
 
 from trollmoves import __version__
+from trollmoves.chains import Chain, RunningChains, Runtime, is_away
 from trollmoves.config import config_file
 from trollmoves.config.environment import environment_warnings
-from trollmoves.config.options import SHARE, ChainOptions, ProcessOptions
+from trollmoves.config.options import SHARE, ChainOptions
 from trollmoves.config.probes import probes
 from trollmoves.control.server import ControlServer, Handler, Peer
 from trollmoves.errors import ConfigError, JournalError, JournalFull, StartError, TrollmovesError
@@ -29,7 +29,6 @@ from trollmoves.journal import (
     Compactors,
     Journal,
     Retention,
-    Task,
     is_shared,
     journal_path,
     network_warning,
@@ -37,7 +36,6 @@ from trollmoves.journal import (
     place_journal,
 )
 from trollmoves.journal.pruner import JournalPruner
-from trollmoves.matching.patterns import Origin
 from trollmoves.metrics.service import MetricsService
 from trollmoves.metrics.state import DaemonReader
 from trollmoves.monitor.health import Health
@@ -45,7 +43,6 @@ from trollmoves.monitor.monitor import LAST_KINDS, Monitor
 from trollmoves.monitor.status_page import StatusPage
 from trollmoves.orders.executor import OrderExecutor, Resender
 from trollmoves.orders.order import ACTIONS, OrderRejected
-from trollmoves.scheduler.lanes import ChainPolicy, FileStats
 from trollmoves.scheduler.scheduler import Scheduler
 from trollmoves.spool import SUFFIX as SPOOL_SUFFIX
 from trollmoves.spool import Spool
@@ -71,21 +68,6 @@ SWITCH_INTERVAL = 0.001  # s; GIL switch interval; the default of 5 ms would dom
 O = TypeVar("O", bound=ChainOptions)  # noqa: E741  (one letter, the custom for a type)
 
 
-class Chain(Protocol):
-    """A running section of a configuration."""
-
-    name: str
-
-    def provider_states(self) -> Mapping[str, bool]:
-        """Return whether each provider or publisher is connected, by address. Any thread."""
-
-    def start(self) -> None:
-        """Start the chain; raise ``StartError`` if it cannot run."""
-
-    def stop(self) -> None:
-        """Shut the chain down; also after a failed start."""
-
-
 class Receiver(Protocol):
     """Receives messages for all chains before they start."""
 
@@ -96,38 +78,10 @@ class Receiver(Protocol):
         """Stop receiving."""
 
 
-@runtime_checkable
-class ReceivingChain(Chain, Protocol):
-    """A chain that receives announcements."""
-
-    @property
-    def replayed(self) -> int:
-        """The number of announcements that the chain had missed and requested since its start. Any thread."""
-
-
-@runtime_checkable
-class SharingChain(Chain, Protocol):
-    """A chain that several members of a fleet run at the same time."""
-
-    def repeat_last_messages(self) -> None:
-        """Publish the last messages of a killed member of the fleet again. Any thread."""
-
-
-@dataclass(frozen=True)
-class Runtime:
-    """State shared by all chains of a process."""
-
-    options: ProcessOptions
-    journal: Journal
-    scheduler: Scheduler
-    health: Health
-    on_announced: Callable[[str, Sequence[FileStats]], None] | None = None  # counts announced files for the metrics
-    spool: Spool | None = None  # keeps messages while a journal that several hosts share cannot be written
-
-
 class Daemon(ABC, Generic[O]):
-    """A process with chains. Only its main thread starts, reloads and stops chains."""
+    """A process with chains."""
 
+    chains: RunningChains[O]  # those of the open journal
     role: ClassVar[str]
     last_event: ClassVar[str]  # the event that shows that a chain gets files: announced, received or delivered
     options: type[O]
@@ -138,10 +92,6 @@ class Daemon(ABC, Generic[O]):
         self.arguments = arguments
         self._file: str = arguments.config_file
         self._orders: SimpleQueue[str] = SimpleQueue()
-        self._chains: dict[str, Chain] = {}
-        self._running_options: dict[str, O] = {}  # of the running chains; guarded likewise
-        self._sections: tuple[str, ...] = ()  # all sections, also those that do not run; replaced, never modified
-        self._configuration: config_file.Configuration[O] | None = None  # that runs; replaced, never modified
         self._ending = False
         self._is_engine_away = False  # of a shared journal, when the chains were to start
         self._lines_dropped: Callable[[], int] = int  # the number of log lines that were dropped
@@ -149,8 +99,6 @@ class Daemon(ABC, Generic[O]):
         self._control = ""  # the path for the control socket
         self._spool: Spool | None = None
         self._receivers: Sequence[Receiver] = ()  # until the chains run; see ``keep_messages``
-        self._start_errors: dict[str, str] = {}  # why chains do not run, the last one last; replaced, never modified
-        self._chains_lock = threading.Lock()  # guards the dict, which heartbeat threads read
 
     # -- hooks of each daemon
 
@@ -200,13 +148,14 @@ class Daemon(ABC, Generic[O]):
             version=__version__,
             lanes=runtime.scheduler.lane_states(),
             providers=dict(self.provider_states()),
-            running={chain.name for chain in self.running_chains()},
-            problems=self._start_errors,
+            running={chain.name for chain in self.chains},
+            problems=self.chains.start_errors,
             alarms=alarms,
         )
         config = os.path.abspath(self._file)
         daemon = model.Daemon(os.path.basename(config), self.role, config, runtime.journal.path)
-        return snapshot(daemon, sections_of(self._configuration, self._sections), live, runtime.journal.open_reader)
+        sections = sections_of(self.chains.configuration, self.chains.sections)
+        return snapshot(daemon, sections, live, runtime.journal.open_reader)
 
     def read_config(self) -> config_file.Configuration[O]:
         """Return the parsed configuration file; raise ``ConfigError`` if it is unusable."""
@@ -243,25 +192,7 @@ class Daemon(ABC, Generic[O]):
 
     def provider_states(self) -> Iterable[tuple[str, Mapping[str, bool]]]:
         """Return whether each provider or publisher is connected, by chain and address. Any thread."""
-        return [(chain.name, chain.provider_states()) for chain in self.running_chains()]
-
-    def running_chains(self) -> list[Chain]:
-        """Return the running chains. Any thread."""
-        with self._chains_lock:
-            return list(self._chains.values())
-
-    def running_options(self) -> dict[str, O]:
-        """Return the options of the running chains by name. Any thread."""
-        with self._chains_lock:
-            return dict(self._running_options)
-
-    def _origins(self) -> dict[str, str]:
-        """Return the watched directories by chain, without their subdirectories."""
-        return {
-            name: Origin(origin).root
-            for name, options in self.running_options().items()
-            if (origin := getattr(options, "origin", None))
-        }
+        return [(chain.name, chain.provider_states()) for chain in self.chains]
 
     # -- main loop
 
@@ -383,7 +314,7 @@ class Daemon(ABC, Generic[O]):
                     journal.record_owner(self.role, self._file)
                 return self._run_chains(current, journal)
         except StartError as error:
-            self._is_engine_away = _is_away(journal, error)
+            self._is_engine_away = is_away(journal, error)
             if self._is_engine_away:
                 logger.error("%s; opening the journal again in %.0f s", error, REOPEN_DELAY)
                 self._wait_for_engine()
@@ -459,30 +390,25 @@ class Daemon(ABC, Generic[O]):
         metrics = MetricsService.create(current.process)
         counters = metrics.counters if metrics else None
         scheduler = Scheduler(journal, current.process.workers, counters.count_result if counters else None)
-        self._sections = (*current.sections, *current.broken)
-        health = Health(journal, scheduler, self._origins, lambda: set(self._sections) - self.running_options().keys())
+        chains = RunningChains(current, journal, scheduler, lambda options: self.make_chain(options, runtime))
+        self.chains = chains
+        health = Health(journal, scheduler, chains.origins, chains.missing)
         on_announced = counters.count_announced if counters else None
         runtime = Runtime(current.process, journal, scheduler, health, on_announced, self._spool)
         self.open_shared(runtime)
-        self._configuration = current
         facts = {"role": self.role, "config": os.path.abspath(self._file)}
-        monitor = Monitor(journal, LAST_KINDS[self.last_event], self.running_options, health, facts)
-        orders = OrderExecutor(journal, runtime.scheduler, self.resenders, lambda: self._sections, self._on_dropped)
+        monitor = Monitor(journal, LAST_KINDS[self.last_event], chains.options, health, facts)
+        orders = OrderExecutor(journal, scheduler, self.resenders, lambda: chains.sections, chains.on_dropped)
         control = ControlServer(self._control, self.control_handlers(runtime, orders, monitor))
         reporter = Reporter(self._service, lambda: self._status_line(runtime))
         page = StatusPage(current.process, self.role, facts["config"]) if current.process.web_port else None
-        scheduler.on_member_killed = self._repeat_last_messages
+        scheduler.on_member_killed = chains.repeat_last_messages
         try:
             orders.pause_lanes()
-            runtime.scheduler.start()
+            scheduler.start()
             with self.paused_input():
-                for options in current.sections.values():
-                    self._start_chain(options, runtime)
+                chains.start()
             self._replace_receivers()
-            if not self._chains:
-                reason = "".join(f": [{name}] {error}" for name, error in list(self._start_errors.items())[-1:])
-                raise StartError(f"{self._file}: no chain could be started{reason}")
-            chains = f"{len(self._chains)} chain{'' if len(self._chains) == 1 else 's'}"
             orders.start()
             control.start()
             monitor.start()
@@ -495,7 +421,8 @@ class Daemon(ABC, Generic[O]):
             if page:
                 page.start()
             reporter.start()
-            return self._command_loop(current, runtime)
+            self._command_loop(runtime)
+            return chains.configuration
         finally:
             is_continued = journal.damage or journal.replaced or sys.exception()
             reporter.stop(is_final=self._ending or not is_continued)
@@ -507,29 +434,21 @@ class Daemon(ABC, Generic[O]):
             self._stop(runtime)
             control.stop()
 
-    def _repeat_last_messages(self) -> None:
-        for chain in self.running_chains():
-            if isinstance(chain, SharingChain):
-                chain.repeat_last_messages()
-
     def _status_line(self, runtime: Runtime) -> str:
         """Return the status of this process for the service manager."""
-        running = len(self.running_chains())
-        stopped = len(self._sections) - running
-        missing = f", {stopped} could not be started" if stopped > 0 else ""
-        return f"{running} chain{'' if running == 1 else 's'} running{missing}; {runtime.scheduler.summary()}"
+        stopped = len(self.chains.missing())
+        missing = f", {stopped} could not be started" if stopped else ""
+        return f"{self.chains} running{missing}; {runtime.scheduler.summary()}"
 
     def _state_reader(self, runtime: Runtime, metrics: MetricsService, monitor: Monitor) -> DaemonReader:
         return DaemonReader(
             journal=runtime.journal,
             counters=metrics.counters,
             event=self.last_event,
-            chains=lambda: [chain.name for chain in self.running_chains()],
+            chains=lambda: [chain.name for chain in self.chains],
             lanes=runtime.scheduler.lane_states,
             providers=self.provider_states,
-            replayed=lambda: {
-                chain.name: chain.replayed for chain in self.running_chains() if isinstance(chain, ReceivingChain)
-            },
+            replayed=lambda: {c.name: count for c in self.chains if (count := c.replayed) is not None},
             alarms=monitor.alarm_states,
             lines_dropped=self._lines_dropped,
         )
@@ -543,7 +462,7 @@ class Daemon(ABC, Generic[O]):
             signal.signal(number, lambda *_: self._orders.put("stop"))
         signal.signal(signal.SIGHUP, hang_up)
 
-    def _command_loop(self, current: config_file.Configuration[O], runtime: Runtime) -> config_file.Configuration[O]:
+    def _command_loop(self, runtime: Runtime) -> None:
         options = runtime.options
         retention = Retention(
             options.keep_finished * DAY,
@@ -563,137 +482,32 @@ class Daemon(ABC, Generic[O]):
                 if not self._ending:
                     reason = f"is unusable ({runtime.journal.damage})" if runtime.journal.damage else "was replaced"
                     logger.error("the journal %s, restarting all chains", reason)
-                return current
+                return
             with self.paused_input():
-                current = self._reload(current, runtime)
+                self._reload()
 
-    # -- chains
-
-    def _start_chain(self, options: O, runtime: Runtime) -> bool:
-        chain = None
-        runtime.scheduler.set_policy(options.name, ChainPolicy(options.priority, options.probe_interval))
-        try:
-            runtime.journal.release(options.name)
-            chain = self.make_chain(options, runtime)
-            chain.start()
-        except Exception as error:  # the other chains must run
-            expected = isinstance(error, TrollmovesError)
-            logger.error("[%s] cannot be started: %s", options.name, error, exc_info=not expected)
-            self._start_errors = {**self._start_errors, options.name: str(error)}
-            if chain:
-                self._stop_safely(chain)
-            if isinstance(error, JournalError) and _is_away(runtime.journal, error):
-                raise  # the chains start when the journal can be opened again
-            return False
-        with self._chains_lock:
-            self._chains[options.name] = chain
-            self._running_options[options.name] = options
-        self._start_errors = {name: text for name, text in self._start_errors.items() if name != options.name}
-        logger.info("[%s] started", options.name)
-        return True
-
-    def on_reload(self, chain: Chain) -> None:
-        """Repeat what failed in a chain with an unchanged configuration: an operator may have repaired the cause."""
-
-    def on_dropped(self, chain: Chain, tasks: Sequence[Task]) -> None:
-        """Handle tasks of a chain that an operator dropped. Any thread."""
-
-    def _on_dropped(self, tasks: Sequence[Task]) -> None:
-        for chain in self.running_chains():
-            if own := [task for task in tasks if task.chain == chain.name]:
-                self.on_dropped(chain, own)
-
-    def _stop_chain(self, name: str) -> None:
-        with self._chains_lock:
-            chain = self._chains.pop(name, None)
-            self._running_options.pop(name, None)
-        if chain is not None:
-            self._stop_safely(chain)
-            logger.info("[%s] stopped", name)
-
-    @staticmethod
-    def _stop_safely(chain: Chain) -> None:
-        try:
-            chain.stop()
-        except Exception:  # the other chains must stop too
-            logger.exception("[%s] unexpected error while stopping", chain.name)
-
-    def _reload(self, current: config_file.Configuration[O], runtime: Runtime) -> config_file.Configuration[O]:
-        """Read the configuration again; start, stop and restart the chains that differ from it."""
+    def _reload(self) -> None:
+        """Read the configuration again and apply it."""
         self._service.notify(RELOADING=1, MONOTONIC_USEC=time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000)
         try:
-            return self._apply(self.read_config(), current, runtime)
+            new = self.read_config()
+            _log_problems(new)
+            self.chains.reload(new)
         except ConfigError as error:
             logger.error("configuration not reloaded, the chains keep running unchanged: %s", error)
-            return current
         finally:
             self._service.notify(READY=1)
-
-    def _apply(
-        self, new: config_file.Configuration[O], current: config_file.Configuration[O], runtime: Runtime
-    ) -> config_file.Configuration[O]:
-        """Start, stop and restart the chains that differ from a configuration; return the one that runs."""
-        _log_problems(new)
-        changes = config_file.changes(current, new)
-        if changes.process:
-            logger.warning("changes in [DEFAULT] take effect after a restart: %s", ", ".join(changes.process))
-        for name in changes.removed:
-            self._stop_chain(name)
-        changed = [name for name in changes.changed if self._replace_chain(current, new, name, runtime)]
-        previous = {name: current.sections[name] for name in changes.changed if name not in changed}
-        added = [name for name in changes.added if self._start_chain(new.sections[name], runtime)]
-        unchanged = [name for name in changes.unchanged if self._retry_chain(new.sections[name], runtime)]
-        failed = len(new.sections) - len(added) - len(changed) - len(unchanged) + len(new.broken)
-        logger.log(
-            logging.WARNING if failed else logging.INFO,
-            "configuration reloaded: %d added, %d changed, %d removed, %d unchanged%s",
-            len(added),
-            len(changed),
-            len(changes.removed),
-            len(unchanged),
-            f", {failed} failed" if failed else "",
-        )
-        self._sections = tuple({**changes.running.sections, **new.broken})
-        self._configuration = changes.running
-        return replace(changes.running, sections={**changes.running.sections, **previous})
-
-    def _replace_chain(
-        self, current: config_file.Configuration[O], new: config_file.Configuration[O], name: str, runtime: Runtime
-    ) -> bool:
-        """Restart a chain with new options; return False if it continues with the previous ones."""
-        for line in config_file.differences(current.sections[name], new.sections[name]):
-            logger.info("[%s] changed %s", name, line)
-        self._stop_chain(name)
-        if self._start_chain(new.sections[name], runtime):
-            return True
-        logger.error("[%s] keeps its previous configuration", name)
-        self._start_chain(current.sections[name], runtime)
-        return False
-
-    def _retry_chain(self, options: O, runtime: Runtime) -> bool:
-        """Repeat what failed in a chain with unchanged options; start it if it does not run; return True if it runs."""
-        if options.name not in self._chains:
-            return self._start_chain(options, runtime)
-        runtime.scheduler.retry_now(options.name)
-        self.on_reload(self._chains[options.name])
-        return True
 
     def _stop(self, runtime: Runtime) -> None:
         """Shut down: stop input, wait for running tasks, then close."""
         with self.paused_input():
-            for name in list(self._chains):
-                self._stop_chain(name)
+            self.chains.stop()
             if not runtime.scheduler.stop(runtime.options.stop_timeout):
                 logger.warning(
                     "transfers were still running after %g s; they will be restarted", runtime.options.stop_timeout
                 )
             self.close_shared()
         logger.info("stopped")
-
-
-def _is_away(journal: Journal, error: StartError) -> bool:
-    """Return True if the engine of a shared journal did not respond in time."""
-    return bool(journal.life) and isinstance(error, JournalError) and error.temporary
 
 
 def _reject_order(journal: Journal) -> NoReturn:

@@ -23,9 +23,9 @@ from trollmoves.errors import TransferError, TrollmovesError
 from trollmoves.movers import MOVERS, Mover, close_connections, mover_for, options
 from trollmoves.net import urls
 from trollmoves.utils.file_versions import size_of
-from trollmoves.utils.log_format import printable
 from trollmoves.utils.logs import format_bytes
-from trollmoves.utils.progress import Progress, ProgressDisplay, counted
+from trollmoves.utils.progress import Progress, ProgressDisplay
+from trollmoves.utils.texts import counted, printable
 
 STOP_TIMEOUT = 3.0  # s after Ctrl-C in which running transfers remove their partials
 STOP_POLL = 0.02  # s
@@ -195,8 +195,9 @@ class Command:
             return
         failures = f", {progress.failed} failed" if progress.failed else ""
         rate = format_bytes(round(progress.sent / progress.seconds))
+        files = counted(len(self.deliveries) + len(self.skipped), "file")
         line = (
-            f"{verb} {progress.done} of {counted(len(self.deliveries) + len(self.skipped))} to {redacted}{failures} "
+            f"{verb} {progress.done} of {files} to {redacted}{failures} "
             f"({format_bytes(progress.sent)}, {progress.seconds:.2f} s, {rate}/s)"
         )
         if interrupted:

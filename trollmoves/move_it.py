@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from dataclasses import fields, replace
 from functools import partial
 
+from trollmoves.chains import Chain, Runtime
 from trollmoves.config.config_file import Configuration
 from trollmoves.config.options import ChainOptions, MoveItOptions, TargetOptions
 from trollmoves.config.targets import config_of
-from trollmoves.daemon import Chain, Daemon, Runtime
+from trollmoves.daemon import Daemon
 from trollmoves.dispatcher.deliveries import COMPACTORS, RESENDERS, Deliveries, enqueue, is_older
 from trollmoves.dispatcher.files import ReceivedMessage
 from trollmoves.matching.patterns import Origin
@@ -30,7 +31,7 @@ from trollmoves.utils.symlinks import is_below
 from trollmoves.watch import FoundFile
 
 
-class MoveItChain:
+class MoveItChain(Chain):
     """A running section: each file that its source finds is delivered to all destinations."""
 
     def __init__(
@@ -73,10 +74,6 @@ class MoveItChain:
         """Stop watching the directory; pending deliveries stay in the journal."""
         self._source.stop()
         self._runtime.scheduler.unregister(self.name)
-
-    def provider_states(self) -> dict[str, bool]:
-        """Return an empty dictionary: it subscribes to nothing."""
-        return {}
 
     def _is_new(self, file: FoundFile) -> bool:
         return file.fresh or not is_older(file.path, self._oldest)

@@ -21,6 +21,7 @@ from trollmoves.messaging import sockets
 from trollmoves.messaging.messages import Message
 from trollmoves.messaging.requester import NoReply, Requester
 from trollmoves.net import urls
+from trollmoves.utils.texts import counted, printable
 
 SERVER = "tcp://localhost:9092"
 TIMEOUT = 5.0  # s to wait for a reply
@@ -64,12 +65,12 @@ class RequestClient:
             raise reply
         self._show("reply", reply.raw)
         if reply.type != _REPLY_TYPES[request.type]:
-            raise UnexpectedReply(f"{self.address} answered {reply.type} {_printable(reply.data)}".rstrip())
+            raise UnexpectedReply(f"{self.address} answered {reply.type} {printable(reply.data)}".rstrip())
         return reply, took
 
     def _show(self, label: str, text: str) -> None:
         if self._verbose:
-            _print(f"{label}: {_printable(urls.redact_text(text))}")
+            _print(f"{label}: {printable(urls.redact_text(text))}")
 
 
 @dataclass
@@ -119,7 +120,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except TrollmovesError as error:
-        print(f"move_it_req.py: {_printable(str(error))}", file=sys.stderr)  # noqa: T201
+        print(f"move_it_req.py: {printable(str(error))}", file=sys.stderr)  # noqa: T201
         return 1 if arguments.info is not None else NO_REPLY if isinstance(error, NoReply) else UNKNOWN
 
 
@@ -143,10 +144,10 @@ def _request_repeatedly(client: RequestClient, arguments: argparse.Namespace) ->
             try:
                 reply, took = client.request(_request(arguments))
             except TrollmovesError as error:
-                _print(_printable(str(error)))
+                _print(printable(str(error)))
             else:
                 summary.took.append(took)
-                count = f", {_count(len(_files(_data(reply))))}" if arguments.info is not None else ""
+                count = f", {counted(len(_files(_data(reply))), 'file')}" if arguments.info is not None else ""
                 _print(f"{client.address} answered {reply.type} in {1000 * took:.1f} ms{count}")
             time.sleep(max(0.0, due - time.monotonic()))
     except KeyboardInterrupt:
@@ -168,24 +169,24 @@ def _request(arguments: argparse.Namespace) -> Message:
 
 
 def _pong(address: str, reply: Message, took: float) -> Iterator[str]:
-    yield f"station {_printable(_data(reply).get('station', 'unknown'))} at {address} answered in {1000 * took:.1f} ms"
+    yield f"station {printable(_data(reply).get('station', 'unknown'))} at {address} answered in {1000 * took:.1f} ms"
     health = _health(reply)
     if health:
         lanes = health.get("lanes")
         lanes = lanes if isinstance(lanes, dict) else {}
-        yield _printable(
+        yield printable(
             f"{str(health.get('status')).upper()}: journal {health.get('journal')}, origin {health.get('origin')}, "
-            f"{lanes.get('failing')} of {_count(lanes.get('total'), 'lane')} failing, {lanes.get('held')} held"
+            f"{lanes.get('failing')} of {counted(lanes.get('total'), 'lane')} failing, {lanes.get('held')} held"
         )
 
 
 def _info(address: str, data: dict[str, Any]) -> Iterator[str]:
-    yield f"{address} is up for {_printable(data.get('uptime', 'an unknown time'))}"
+    yield f"{address} is up for {printable(data.get('uptime', 'an unknown time'))}"
     files = _files(data)
-    yield from map(_printable, files)
+    yield from map(printable, files)
     limit = data.get("max_count")
     bound = f" (the server lists at most {limit})" if len(files) == limit else ""
-    yield f"{_count(len(files))}{bound}"
+    yield f"{counted(len(files), 'file')}{bound}"
 
 
 def _data(reply: Message) -> dict[str, Any]:
@@ -196,10 +197,6 @@ def _health(reply: Message) -> dict[str, Any]:
     """Return the verdict in a reply; {} from older servers."""
     health = _data(reply).get("health")
     return health if isinstance(health, dict) else {}
-
-
-def _count(number: object, noun: str = "file") -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _files(data: dict[str, Any]) -> Sequence[object]:
@@ -248,12 +245,6 @@ def _extra(text: str) -> dict[str, object]:
             raise argparse.ArgumentTypeError(f"{item!r}: must be key:value")
         extra[key] = int(value) if value.isascii() and value.removeprefix("-").isdigit() else value
     return extra
-
-
-def _printable(value: object) -> str:
-    """Return a value as text on one line, because a reply may contain any character."""
-    text = str(value)
-    return text if text.isprintable() else "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
 def _print(line: str) -> None:

@@ -5,20 +5,15 @@ The exit status is 0 if every file is complete and has a receipt, otherwise 1.
 
 from __future__ import annotations
 
-import argparse
 import re
 import sys
-import tempfile
 from collections import Counter
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # use the daemons and helpers of this checkout
 
-from trollmoves.tests.helpers.daemons import Testbed
-from trollmoves.tests.helpers.fleet_site import FleetSite, last_lines
+from trollmoves.tests.helpers.fleet_site import FleetSite, run_example
 from trollmoves.tests.helpers.waiting import until
-from trollmoves.tests.servers import postgresql
-from trollmoves.tests.servers.postgresql import Postgresql
 
 BURIAL = 60.0  # s on a busy machine; the lease lasts 3 s
 
@@ -63,25 +58,5 @@ def times(counts: Counter[str]) -> str:
     )
 
 
-def main() -> int:
-    """Run the example; return its exit status."""
-    parser = argparse.ArgumentParser(description="Two clients that share their work, of which one is killed.")
-    parser.add_argument("--files", type=int, default=2000, help="number of files (default %(default)s)")
-    arguments = parser.parse_args()
-    if why := postgresql.missing():
-        parser.error(f"PostgreSQL is missing: {why}; install it, or set PG_BIN to the directory of initdb")
-    with (
-        tempfile.TemporaryDirectory(prefix="trollmoves-fleet-") as folder,
-        Postgresql() as database,
-        Testbed(Path(folder)) as testbed,
-    ):
-        site = FleetSite(testbed, database, Path(__file__).resolve().parent)
-        try:
-            return 0 if run(site, arguments.files) else 1
-        except AssertionError as error:
-            print(f"{error}\n{last_lines(site.processes)}", file=sys.stderr)
-            return 1
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_example(Path(__file__).resolve().parent, __doc__ or "", run))

@@ -9,7 +9,7 @@ import time
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from trollmoves.cli.answers import OK, UNKNOWN, WARNING, Answer, add_json_option, printable, show
+from trollmoves.cli.answers import OK, UNKNOWN, WARNING, Answer, add_json_option, show
 from trollmoves.cli.selection import DaemonFiles, add_config_arguments, selected_started
 from trollmoves.control import client
 from trollmoves.control.client import ControlError, NotRunning
@@ -17,6 +17,7 @@ from trollmoves.errors import JournalError, TrollmovesError
 from trollmoves.journal import open_reader, recent_lanes, record_offline
 from trollmoves.orders.order import DROP, OF_A_LANE, PAUSE, RELEASE, RESEND, RESUME, RETRY, Order
 from trollmoves.scheduler.pauses import lanes_named, unknown_name
+from trollmoves.utils.texts import printable
 from trollmoves.utils.users import this_user
 
 ORDER_TIMEOUT = 60.0  # s to wait for a daemon; an order can concern many files

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TextIO
 
+from trollmoves.utils.texts import printable
+
 OK, WARNING, CRITICAL, UNKNOWN = 0, 1, 2, 3  # exit codes, as for Nagios
 NAMES = ("ok", "warning", "critical", "unknown")
 COLOURS = ("\x1b[32m", "\x1b[33m", "\x1b[31m", "\x1b[35m")  # green, yellow, red, magenta
@@ -67,12 +69,6 @@ def coloured(text: str, code: int) -> str:
     if not sys.stdout.isatty() or "NO_COLOR" in os.environ:
         return text
     return f"{COLOURS[code]}{text}{RESET}"
-
-
-def printable(value: object) -> str:
-    """Return a value as text on one line: names and errors may contain any character."""
-    text = str(value)
-    return text if text.isprintable() else "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
 def table(

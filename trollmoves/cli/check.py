@@ -14,6 +14,7 @@ from trollmoves.config.config_file import Configuration
 from trollmoves.config.kinds import detect_kind
 from trollmoves.errors import ConfigError
 from trollmoves.net.urls import redact_text
+from trollmoves.utils.texts import counted
 
 if TYPE_CHECKING:
     from trollmoves.daemon import Daemon
@@ -81,9 +82,9 @@ def _check(arguments: argparse.Namespace) -> Answer:
     failed = [line for passed, line in results if not passed]
     code = CRITICAL if problems or failed else WARNING if warnings and arguments.strict else OK
     counts = [
-        _counted(len(found.sections), f"{kind} chain"),
-        *(_counted(len(items), noun) for noun, items in (("problem", problems), ("warning", warnings)) if items),
-        *([f"{len(failed)} of {_counted(len(results), 'connection')} failed"] if failed else []),
+        counted(len(found.sections), f"{kind} chain"),
+        *(counted(len(items), noun) for noun, items in (("problem", problems), ("warning", warnings)) if items),
+        *([f"{len(failed)} of {counted(len(results), 'connection')} failed"] if failed else []),
     ]
     facts = {
         "file": config,
@@ -119,7 +120,3 @@ def _check_removals(config: str, *, is_strict: bool) -> Answer:
     code = CRITICAL if found.problems else WARNING if found.warnings and is_strict else OK
     verdict, *lines = found.report().splitlines()
     return Answer(code, verdict, facts, lines)
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}{'' if count == 1 else 's'}"

@@ -8,12 +8,12 @@ from dataclasses import asdict
 from importlib import import_module
 from typing import Any
 
-from trollmoves.cli.answers import OK, UNKNOWN, WARNING, Answer, add_json_option, printable, show
+from trollmoves.cli.answers import OK, UNKNOWN, WARNING, Answer, add_json_option, show
 from trollmoves.cli.selection import add_config_arguments, selected
-from trollmoves.cli.texts import counted
 from trollmoves.config.config_file import Configuration
 from trollmoves.net.urls import redact_text
 from trollmoves.status.explanation import Explanation, Subject, subject_of
+from trollmoves.utils.texts import counted, printable
 
 Explain = Callable[[Configuration[Any], Subject], list[Explanation]]
 # By kind of configuration file: the module and its function ``Explain``; imported when it is needed.

@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from trollmoves.cli.answers import CRITICAL, NAMES, OK, UNKNOWN, WARNING, Answer, add_json_option, printable, show
+from trollmoves.cli.answers import CRITICAL, NAMES, OK, UNKNOWN, WARNING, Answer, add_json_option, show
 from trollmoves.cli.selection import DaemonFiles, add_config_arguments, selected_started
-from trollmoves.cli.texts import counted
 from trollmoves.control import client
 from trollmoves.control.client import ControlError, NotRunning
 from trollmoves.errors import JournalError, TrollmovesError
 from trollmoves.journal import open_reader
+from trollmoves.utils.texts import counted, printable
 
 
 def add_parser(subparsers: Any) -> None:

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from trollmoves.cli.answers import CRITICAL, OK, UNKNOWN, WARNING, Answer, add_json_option, printable, show, table
+from trollmoves.cli.answers import CRITICAL, OK, UNKNOWN, WARNING, Answer, add_json_option, show, table
 from trollmoves.cli.selection import DaemonFiles, add_config_arguments, selected
-from trollmoves.cli.texts import clock, counted, duration, size
+from trollmoves.cli.texts import clock, duration, size
 from trollmoves.errors import JournalError, TrollmovesError
 from trollmoves.journal import open_reader
 from trollmoves.messaging import payload, sockets
@@ -17,6 +17,7 @@ from trollmoves.messaging.messages import Message
 from trollmoves.move_it_req import RequestClient, UnexpectedReply, check_reachable
 from trollmoves.net.urls import redact_text
 from trollmoves.status.history import Step, history
+from trollmoves.utils.texts import counted, printable
 
 CODES = {"held": CRITICAL, "failed": WARNING, "refused": WARNING}
 MAX_HOPS = 30  # requests to servers and mirrors

@@ -9,10 +9,11 @@ from typing import Any
 
 from trollmoves.cli.answers import OK, Answer, add_json_option, show, table
 from trollmoves.cli.selection import DaemonFiles, add_config_arguments, selected
-from trollmoves.cli.texts import age, counted, size
+from trollmoves.cli.texts import age, size
 from trollmoves.config.options import ProcessOptions
 from trollmoves.errors import ConfigError
 from trollmoves.journal import JournalFacts, copy_journal, is_shared, migrate_journal, open_reader, running_pid
+from trollmoves.utils.texts import counted
 
 DAY = 86_400.0  # s
 STATES = ("waiting", "done", "failed", "dropped")

@@ -7,24 +7,14 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from trollmoves.cli.answers import (
-    CRITICAL,
-    OK,
-    UNKNOWN,
-    WARNING,
-    Answer,
-    add_json_option,
-    printable,
-    show,
-    table,
-    terminal_width,
-)
+from trollmoves.cli.answers import CRITICAL, OK, UNKNOWN, WARNING, Answer, add_json_option, show, table, terminal_width
 from trollmoves.cli.selection import DaemonFiles, add_config_arguments, selected
-from trollmoves.cli.texts import counted, duration, lasting
+from trollmoves.cli.texts import duration, lasting
 from trollmoves.errors import JournalError
 from trollmoves.journal import JournalReader, TaskRow, open_reader
 from trollmoves.net import urls
 from trollmoves.status.names import destination_of, error_of, file_of_key
+from trollmoves.utils.texts import counted, printable
 
 WIDE = 120  # characters of a terminal from which the reasons are in the table
 LIMIT = 100  # files of each daemon

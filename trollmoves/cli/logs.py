@@ -6,21 +6,12 @@ import argparse
 from collections.abc import Iterable
 from typing import Any
 
-from trollmoves.cli.answers import (
-    CRITICAL,
-    OK,
-    UNKNOWN,
-    WARNING,
-    Answer,
-    add_json_option,
-    coloured,
-    printable,
-    show,
-)
+from trollmoves.cli.answers import CRITICAL, OK, UNKNOWN, WARNING, Answer, add_json_option, coloured, show
 from trollmoves.cli.selection import DaemonFiles, add_config_arguments, selected
-from trollmoves.cli.texts import clock, counted
+from trollmoves.cli.texts import clock
 from trollmoves.control import client
 from trollmoves.control.client import ControlError
+from trollmoves.utils.texts import counted, printable
 
 CODES = {"WARNING": WARNING, "ERROR": CRITICAL, "CRITICAL": CRITICAL}
 

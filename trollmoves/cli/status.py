@@ -9,11 +9,12 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from trollmoves.cli.answers import OK, UNKNOWN, WARNING, Answer, add_json_option, printable, show, table, terminal_width
+from trollmoves.cli.answers import OK, UNKNOWN, WARNING, Answer, add_json_option, show, table, terminal_width
 from trollmoves.cli.selection import add_config_arguments, selected
 from trollmoves.cli.snapshots import snapshot_of
-from trollmoves.cli.texts import age, counted, duration, lasting, size
+from trollmoves.cli.texts import age, duration, lasting, size
 from trollmoves.status import model
+from trollmoves.utils.texts import counted, printable
 
 REFRESH_INTERVAL = 2.0  # s
 WIDE = 120  # characters of a terminal from which further columns are shown

@@ -42,9 +42,3 @@ def lasting(reason: str) -> str:
 def size(n_bytes: int | None) -> str:
     """Return a number of bytes as text, empty for None."""
     return "" if n_bytes is None else format_bytes(n_bytes)
-
-
-def counted(number: int, noun: str) -> str:
-    """Return "1 file", "2 files"."""
-    plural = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
-    return f"{number} {noun if number == 1 else plural}"

@@ -15,6 +15,7 @@ from typing import Any
 
 from trollmoves.cli.answers import CRITICAL, OK, Answer, add_json_option, show, write
 from trollmoves.errors import StartError
+from trollmoves.utils.texts import counted
 
 SYSTEM_DIRECTORY = "/etc/systemd/system"
 SERVICE_USER = "trollmoves"
@@ -57,7 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.install:
         return show(_install(units, user=arguments.user), arguments)
     if arguments.json:
-        return show(Answer(OK, _counted(len(units)), {"units": units}), arguments)
+        return show(Answer(OK, counted(len(units), "unit"), {"units": units}), arguments)
     write("\n".join(f"# {path}\n{text}" for path, text in units.items()).rstrip("\n"))
     return OK
 
@@ -118,7 +119,8 @@ def _install(units: Mapping[str, str], *, user: bool) -> Answer:
         except OSError as error:
             hint = "; run the command as root, or with --user" if isinstance(error, PermissionError) else ""
             raise StartError(f"cannot write {path}: {error.strerror}{hint}") from None
-    return Answer(OK, f"wrote {_counted(len(units))}", {"units": list(units)}, [*units, "", *_next_steps(user=user)])
+    verdict = f"wrote {counted(len(units), 'unit')}"
+    return Answer(OK, verdict, {"units": list(units)}, [*units, "", *_next_steps(user=user)])
 
 
 def _is_foreign(path: str) -> bool:
@@ -153,7 +155,3 @@ def _next_steps(*, user: bool) -> Sequence[str]:
         f"  {systemctl} daemon-reload",
         f"  {systemctl} enable --now trollmoves-server@NAME    # runs {directory}/NAME.ini",
     ]
-
-
-def _counted(units: int) -> str:
-    return f"{units} unit{'' if units == 1 else 's'}"

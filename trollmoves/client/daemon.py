@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
+from trollmoves.chains import Chain, Runtime
 from trollmoves.client.receipts import ReceiptPublisher
 from trollmoves.config.config_file import Configuration
 from trollmoves.config.options import ClientOptions
-from trollmoves.daemon import Chain, Daemon, Receiver, Runtime
+from trollmoves.daemon import Daemon, Receiver
 from trollmoves.errors import StartError
 from trollmoves.journal import drop_body
 from trollmoves.messaging.publisher import Publisher
@@ -21,7 +22,8 @@ from trollmoves.orders.executor import Resender
 from trollmoves.receiver.announcements import PEER, AnnouncementReceiver, keeping_subscriber
 from trollmoves.receiver.destinations import Destinations
 from trollmoves.receiver.fetch_attempt import FetchAttempt
-from trollmoves.receiver.fetch_tasks import KIND, FetchTasks, client_name, compact_body, task_again
+from trollmoves.receiver.fetch_sources import compact_body
+from trollmoves.receiver.fetch_tasks import KIND, FetchTasks, client_name, task_again
 from trollmoves.receiver.fetcher import Fetcher
 from trollmoves.receiver.fleet_addresses import FleetAddresses
 from trollmoves.receiver.peers import Peers
@@ -30,7 +32,7 @@ from trollmoves.spool import Spool
 logger = logging.getLogger(__name__)
 
 
-class ClientChain:
+class ClientChain(Chain):
     """One running section of a client, with its own publisher of receipts."""
 
     def __init__(self, options: ClientOptions, runtime: Runtime) -> None:

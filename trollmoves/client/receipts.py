@@ -21,7 +21,8 @@ from trollmoves.messaging.publisher import Publisher
 from trollmoves.net import hosts, urls
 from trollmoves.receiver.destinations import Destinations
 from trollmoves.receiver.fetch_attempt import FetchAttempt
-from trollmoves.receiver.fetch_tasks import KIND, Fetch, file_key_of
+from trollmoves.receiver.fetch_sources import Fetch
+from trollmoves.receiver.fetch_tasks import KIND, file_key_of
 from trollmoves.scheduler.lanes import Result
 from trollmoves.scheduler.scheduler import Scheduler
 from trollmoves.utils.file_versions import FileVersion, remove_version, version_of
@@ -68,7 +69,7 @@ class ReceiptPublisher:
         self.republish_lost()
 
     def republish_lost(self) -> None:
-        """Publish again what a killed process, or a killed member of the fleet, may have lost. Any thread."""
+        """Publish the messages again that a killed process, or member of the fleet, may have lost. Any thread."""
         lost = [
             Task(self.name, "republish", f"{task.id} {task.finished}", "republish", json.dumps(texts))
             for task in self._journal.finished_before_kill(self.name, (KIND, "unpack"), UNFLUSHED_SECONDS)

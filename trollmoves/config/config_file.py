@@ -20,8 +20,9 @@ from trollmoves.errors import ConfigError
 from trollmoves.journal import is_shared
 from trollmoves.net import urls
 from trollmoves.net.urls import MASK
+from trollmoves.utils.texts import counted
 
-SHARING_ROLES = {"client", "server", "dispatcher"}  # whose members may all work
+SHARING_ROLES = {"client", "server", "dispatcher"}  # daemons of which several members may work
 O = TypeVar("O", bound=ChainOptions)  # noqa: E741  (one letter, as is the custom for a type)
 
 
@@ -53,16 +54,14 @@ class Configuration(Generic[O]):
 class Changes(Generic[O]):
     """Changes of a reloaded file for the running chains, as names of sections.
 
-    The sections of ``kept_broken`` have become invalid and keep their old options. ``process`` names options of the
-    process that differ: they take effect at the next start. ``running`` is the configuration after the reload, to be
-    ``old`` in the next comparison.
+    ``process`` names options of the process that differ: they take effect at the next start. ``running`` is the
+    configuration after the reload, in which sections that have become invalid keep their old options.
     """
 
     added: tuple[str, ...]
     removed: tuple[str, ...]
     changed: tuple[str, ...]
     unchanged: tuple[str, ...]
-    kept_broken: tuple[str, ...]
     process: tuple[str, ...]
     running: Configuration[O]
 
@@ -125,7 +124,6 @@ def changes(old: Configuration[O], new: Configuration[O]) -> Changes[O]:
         removed=tuple(name for name in old.sections if name not in new.sections and name not in kept),
         changed=tuple(name for name in both if new.sections[name] != old.sections[name]),
         unchanged=tuple(name for name in both if new.sections[name] == old.sections[name]),
-        kept_broken=tuple(kept),
         process=tuple(
             item.name
             for item in fields(new.process)
@@ -176,11 +174,6 @@ def problem_lines(warnings: Sequence[str], problems: Sequence[ConfigError]) -> I
 def report_text(lines: Iterable[str]) -> str:
     """Return the text of a report, without secrets."""
     return "\n".join(urls.redact_text(" ".join(line.splitlines())) for line in lines) + "\n"
-
-
-def counted(count: int, noun: str) -> str:
-    """Return a number and its noun, such as ``2 chains``."""
-    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def _without_port_conflicts(diagnostics: Diagnostics, process: ProcessOptions, usable: Mapping[str, O]) -> dict[str, O]:

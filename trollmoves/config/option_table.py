@@ -22,9 +22,9 @@ class Option(NamedTuple):
     if_empty: str = ""  # the meaning of an option without a value; with an empty text it counts as absent
 
 
-def option(parse: Callable[[str], T], default: str, help_text: str, *, secret: bool = False) -> T:
+def option(parse: Callable[[str], T], default: str, help_text: str) -> T:
     """Return the field of an option with a default, given as text in a file."""
-    return cast(T, option_field(Option(parse, default, help_text, secret=secret)))
+    return cast(T, option_field(Option(parse, default, help_text)))
 
 
 def required(parse: Callable[[str], T], help_text: str) -> T:

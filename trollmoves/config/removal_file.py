@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from trollmoves.config.config_file import Configuration, counted, option_lines, problem_lines, report_text
+from trollmoves.config.config_file import Configuration, option_lines, problem_lines, report_text
 from trollmoves.config.diagnostics import Diagnostics, combined_error, did_you_mean
 from trollmoves.config.document import DEFAULT, as_text, read_ini, read_text
 from trollmoves.config.option_table import options_of
@@ -16,6 +16,7 @@ from trollmoves.config.options import ProcessOptions
 from trollmoves.config.removal_options import MailOptions, RemovalOptions
 from trollmoves.config.sections import read_options
 from trollmoves.errors import ConfigError
+from trollmoves.utils.texts import counted
 
 AGE = ("days", "hours", "minutes", "seconds")
 _OTHER_UNITS = ("weeks", "months", "years", "age")  # that no option has

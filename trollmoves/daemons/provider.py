@@ -3,37 +3,33 @@
 from __future__ import annotations
 
 import argparse
-from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any, ClassVar, TypeVar
 
+from trollmoves.chains import Chain, Runtime
 from trollmoves.config.options import ServerOptions
-from trollmoves.daemon import Chain, Daemon, Runtime
-from trollmoves.journal import Task
+from trollmoves.daemon import Daemon
 from trollmoves.messaging.publisher import Publisher
 from trollmoves.orders.executor import Resender
 from trollmoves.provider import push_tasks
 from trollmoves.provider.announcer import Announcer
-from trollmoves.provider.request_handler import security_warning
+from trollmoves.provider.request_handler import RequestHandler, security_warning
 
 PUBLISH_PORT = 9010
 
 S = TypeVar("S", bound=ServerOptions)
 
 
-class ProviderChain(ABC):
-    """A chain of such a daemon. Without requests, clients read its files by other means."""
+class ProviderChain(Chain):
+    """A chain of such a daemon. Without a request handler, clients read its files by other means."""
 
     announcer: Announcer
+    request_handler: RequestHandler | None
 
-    @property
-    @abstractmethod
-    def takes_requests(self) -> bool:
-        """True if the chain has a request port."""
-
-    @abstractmethod
-    def on_dropped(self, tasks: Sequence[Task]) -> None:
-        """Reject the requests for files that an operator dropped."""
+    def on_reload(self) -> None:
+        """Repeat the undelivered announcements, so that clients repeat their requests."""
+        if self.request_handler:
+            self.request_handler.republisher.repeat()
 
 
 class ProviderDaemon(Daemon[S]):
@@ -72,21 +68,11 @@ class ProviderDaemon(Daemon[S]):
         """Return the security warning for the configuration of these chains; empty if there is none."""
         return security_warning(chains)
 
-    def on_reload(self, chain: Chain) -> None:
-        """Repeat the undelivered announcements of a chain, so that clients repeat their requests."""
-        if isinstance(chain, ProviderChain) and chain.takes_requests:
-            chain.announcer.republish()
-
-    def on_dropped(self, chain: Chain, tasks: Sequence[Task]) -> None:
-        """Reject the requests for files that an operator dropped."""
-        if isinstance(chain, ProviderChain):
-            chain.on_dropped(tasks)
-
     def _heartbeat_data(self) -> dict[str, Any]:
         return {
             "logs": [
                 chain.announcer.heartbeat_data()
-                for chain in self.running_chains()
-                if isinstance(chain, ProviderChain) and chain.takes_requests
+                for chain in self.chains
+                if isinstance(chain, ProviderChain) and chain.request_handler
             ]
         }

@@ -11,10 +11,11 @@ import time
 from collections.abc import Sequence
 from functools import partial
 
+from trollmoves.chains import Chain, Runtime
 from trollmoves.config import dispatcher_file
 from trollmoves.config.config_file import Configuration, check_report
 from trollmoves.config.options import DispatcherOptions, ProcessOptions, TargetOptions
-from trollmoves.daemon import Chain, Receiver, Runtime, nameservers_of
+from trollmoves.daemon import Receiver, nameservers_of
 from trollmoves.daemons.subscriber import SubscriberDaemon
 from trollmoves.dispatcher.deliveries import COMPACTORS, RESENDERS, Deliveries, enqueue, is_older
 from trollmoves.dispatcher.explain import explain
@@ -34,7 +35,7 @@ _NAMESERVER = ("-n", "--publish-nameserver")
 _WITH_VALUE = ("-c", "--log-config", "-l", "--log", "--explain")
 
 
-class TargetChain:
+class TargetChain(Chain):
     """A running target. Its files come from a directory watch if it has an ``origin``, otherwise from messages."""
 
     def __init__(self, options: TargetOptions, runtime: Runtime, publisher: Publisher | None) -> None:
@@ -68,10 +69,6 @@ class TargetChain:
     def repeat_last_messages(self) -> None:
         """Publish the last receipts of a killed member of the fleet again."""
         self.deliveries.republish_lost()
-
-    def provider_states(self) -> dict[str, bool]:
-        """Return nothing: all targets share the publishers of the process."""
-        return {}
 
     def stop(self) -> None:
         """Stop the directory watch and the deliveries; pending deliveries stay in the journal."""
@@ -176,7 +173,7 @@ class Dispatcher(SubscriberDaemon[TargetOptions]):
 
     def _on_messages(self, messages: Sequence[Message], runtime: Runtime, *, were_kept: bool = False) -> None:
         """Store the deliveries for a batch of messages; the next batch is received after that."""
-        chains = [chain for chain in self.running_chains() if isinstance(chain, TargetChain) and chain.uses_messages]
+        chains = [chain for chain in self.chains if isinstance(chain, TargetChain) and chain.uses_messages]
         enqueue(
             [
                 (chain.deliveries, task)

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from trollmoves.errors import BadDestination, MessageError
+from trollmoves.errors import MessageError
+from trollmoves.messaging import payload
 from trollmoves.messaging.messages import Message
-from trollmoves.net import hosts, urls
 
 _GROUPS = ("dataset", "collection")
 
@@ -79,27 +79,12 @@ def items(message: Message) -> list[tuple[dict[str, Any], dict[str, Any]]]:
 
 def look_up(metadata: dict[str, Any], published: dict[str, Any]) -> LocalFile:
     """Return a file with its status; raise MessageError if it is missing or on another host."""
-    path = local_path(metadata["uri"])
+    path = payload.local_path(metadata["uri"])
     try:
         status = os.stat(path)
     except (OSError, ValueError) as error:
         raise MessageError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
     return LocalFile(path, status.st_size, status.st_mtime_ns, status.st_ctime_ns, metadata, published)
-
-
-def local_path(uri: object) -> str:
-    """Return the local path of a URI; raise MessageError if it is invalid or on another host."""
-    if not isinstance(uri, str) or not uri:
-        raise MessageError(f"the URI of a file must be a non-empty string: {urls.excerpt(str(uri), 100)!r}")
-    if "://" not in uri:
-        return uri
-    try:
-        url = urls.parse(uri)
-    except BadDestination as error:
-        raise MessageError(str(error)) from None
-    if not hosts.is_local(url.hostname):
-        raise MessageError(f"{urls.redacted(url)} is on another host")
-    return url.path
 
 
 def _items(

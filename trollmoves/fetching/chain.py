@@ -10,8 +10,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
+from trollmoves.chains import Chain, Runtime
 from trollmoves.config.options import ChainOptions
-from trollmoves.daemon import Runtime
 from trollmoves.errors import TransferError, TrollmovesError
 from trollmoves.fetching.fetch import fetch
 from trollmoves.fetching.sources import Source
@@ -52,7 +52,7 @@ class Rules(ABC):
         """Return the message about the fetched file ``path``."""
 
 
-class FetchChain:
+class FetchChain(Chain):
     """A running chain. The subscriber thread stores tasks, worker threads fetch and publish."""
 
     def __init__(self, options: ChainOptions, runtime: Runtime, rules: Rules, publisher: Publisher) -> None:
@@ -72,10 +72,6 @@ class FetchChain:
         scheduler.register(self.name, KIND, limit=limit, handler=self._fetch, delay=delay)
         scheduler.register(self.name, REPUBLISH, limit=1, handler=self._republish, delay=delay)
         scheduler.submit([task for task, new in journal.add_tasks(self._unpublished()) if new])
-
-    def provider_states(self) -> dict[str, bool]:
-        """Return nothing: the publishers are those of the process."""
-        return {}
 
     def stop(self) -> None:
         """Start no further fetches; pending ones stay in the journal."""

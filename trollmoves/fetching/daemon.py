@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from functools import partial
 from typing import ClassVar, Literal, NamedTuple, TypeVar
 
+from trollmoves.chains import Chain, Runtime
 from trollmoves.config.config_file import Configuration
 from trollmoves.config.options import ChainOptions
-from trollmoves.daemon import Chain, Runtime
 from trollmoves.daemons.subscriber import SubscriberDaemon
 from trollmoves.fetching.chain import KIND, REPUBLISH, FetchChain, Rules
 from trollmoves.journal import drop_body
@@ -102,6 +102,6 @@ class FetchDaemon(SubscriberDaemon[O]):
         return FetchChain(options, runtime, self.rules(options), self._publisher)
 
     def _on_messages(self, messages: Sequence[Message]) -> None:
-        for chain in self.running_chains():
+        for chain in self.chains:
             if isinstance(chain, FetchChain):
                 chain.on_messages(messages)

@@ -10,9 +10,9 @@ from typing import Any, BinaryIO, cast
 from trollmoves.errors import BadDestination, OriginUnreadable, TrollmovesError
 from trollmoves.fetching.sources import LocalSource, Source
 from trollmoves.movers import PartialId
-from trollmoves.movers.base import partial_path
 from trollmoves.movers.file import LocalBackend
 from trollmoves.movers.os_errors import from_os_error, translate_os_errors
+from trollmoves.movers.partials import partial_path
 
 MODE = 0o664  # permissions of a file before the umask
 

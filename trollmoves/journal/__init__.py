@@ -1,7 +1,7 @@
 """The journal of a daemon: its tasks, announcements and source positions.
 
 ``Journal`` and ``JournalReader`` are the interface; each package below implements it with one engine: ``sqlite`` with a
-file on the local disk.
+file on the local disk, ``postgresql`` for several hosts.
 """
 
 from __future__ import annotations
@@ -34,7 +34,6 @@ from trollmoves.journal.records import (
     AnnouncementRecord,
     Compactors,
     Delivery,
-    Finished,
     Outcome,
     Retention,
     Selection,
@@ -45,7 +44,7 @@ from trollmoves.journal.records import (
     drop_body,
     to_sqlite_time,
 )
-from trollmoves.journal.sharing import LaneDemand, Outage, Sharing, WorkSource
+from trollmoves.journal.sharing import LaneDemand, Outage, Sharing
 from trollmoves.journal.views import (
     AnnouncedRow,
     FailureRow,
@@ -76,7 +75,6 @@ __all__ = [
     "Compactors",
     "Delivery",
     "FailureRow",
-    "Finished",
     "FinishedRow",
     "Journal",
     "JournalFacts",
@@ -97,7 +95,6 @@ __all__ = [
     "TaskRow",
     "Version",
     "WaitingRow",
-    "WorkSource",
     "batches",
     "control_path",
     "copy_journal",
@@ -106,7 +103,6 @@ __all__ = [
     "find_journal",
     "is_shared",
     "journal_path",
-    "journal_size",
     "migrate_journal",
     "network_warning",
     "open_journal",
@@ -161,11 +157,6 @@ def open_reader(where: str) -> JournalReader:
 
         return PostgresReader(where)
     return sqlite.SqliteReader(where)
-
-
-def journal_size(where: str) -> int:
-    """Return the bytes that a journal occupies."""
-    return sqlite.journal_size(where)
 
 
 def running_pid(where: str) -> int | None:

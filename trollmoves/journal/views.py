@@ -1,4 +1,4 @@
-"""What is read from a journal without the daemon: rows for lists, the state of lanes, and numbers of tasks."""
+"""Rows read from a journal without the daemon: for lists, the state of lanes, and numbers of tasks."""
 
 from __future__ import annotations
 

@@ -7,13 +7,15 @@ import os
 from collections.abc import Callable, Iterable
 from typing import Any, TypeGuard
 
-from trollmoves.errors import MessageError, Superseded, TrollmovesError
+from trollmoves.errors import BadDestination, MessageError, Superseded, TrollmovesError
 from trollmoves.net import hosts, urls
 
 FILE_TYPES = ("file", "dataset", "collection")  # message types that announce or confirm files
 # Keys with which servers and clients coordinate a transfer; other subscribers have no use for them.
 TRANSPORT_KEYS = ("request_address", "destination", "announcement", "request")
 RETURNED = "returned"  # in the metadata of an announcement: it is another file than the delivered one of this version
+EARLY = "early"  # in the metadata of a replayed announcement, for its client: it is older than the first contact
+LEGACY_CLIENT = "legacy"  # in ``unless_delivered_to``: a client without request ids, with the requested destination
 PREVIOUS = "previous"  # in the metadata of an announcement: the previous number in its log, if it is not the next lower
 _NUMBERS = ("size", "mtime")  # of an announcement; values that the journal cannot store are left out
 MAX_INT64 = 2**63 - 1  # largest integer that the journal can store
@@ -57,6 +59,21 @@ def file_names(data: Any) -> str:
 def file_name(uri: str) -> str:
     """Return the last part of a path or URL, without a login. That of a URL without a path is its host."""
     return os.path.basename(urls.redacted(uri) if "://" in uri and "@" in uri else uri)
+
+
+def local_path(uri: object) -> str:
+    """Return the path of a file on this host; raise MessageError if the URI is invalid, or on another host."""
+    if not isinstance(uri, str) or not uri:
+        raise MessageError(f"the URI of a file must be a non-empty string: {urls.excerpt(str(uri), 100)!r}")
+    if "://" not in uri:
+        return uri
+    try:
+        url = urls.parse(uri)
+    except BadDestination as error:
+        raise MessageError(str(error)) from None
+    if not hosts.is_local(url.hostname):
+        raise MessageError(f"{urls.redacted(url)} is on another host")
+    return url.path
 
 
 def check_file_item(item: dict[str, Any]) -> None:

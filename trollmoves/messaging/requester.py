@@ -153,11 +153,17 @@ class Requester:
             connection = self._socket_for(request.address, request.shared)
             connection.send(request)
         except (TrollmovesError, zmq.ZMQError, UnicodeError) as error:
-            if connection and not connection.pending:
-                self._close(connection)
-            self._notify(request, NoReply(f"cannot send a request to {request.address}: {error}"))
+            reason = self._end_unused(connection) if connection else ""
+            self._notify(request, NoReply(f"cannot send a request to {request.address}: {reason or error}"))
             return
         self._next_check = min(self._next_check, request.deadline)
+
+    def _end_unused(self, connection: _RequestSocket) -> str:
+        """Close a connection that takes no request, unless some are pending; return why it failed, or an empty text."""
+        self._check_failures(connection)  # the server may have rejected it before the request
+        if not connection.pending:
+            self._close(connection)
+        return connection.failure.removeprefix(": ")
 
     def _socket_for(self, address: str, shared: bool) -> _RequestSocket:
         free = self._free.setdefault((address, shared), [])

@@ -19,7 +19,8 @@ from trollmoves.messaging import payload
 from trollmoves.messaging.messages import Message
 from trollmoves.provider.file_store import announced_uris, current_versions
 from trollmoves.receiver.destinations import Destinations
-from trollmoves.receiver.fetch_tasks import KIND, AnnouncementsBySource, FetchTasks, file_key
+from trollmoves.receiver.fetch_sources import AnnouncementsBySource, SourceLookup
+from trollmoves.receiver.fetch_tasks import KIND, FetchTasks, file_key
 from trollmoves.scheduler.scheduler import Scheduler
 from trollmoves.utils import symlinks
 from trollmoves.utils.file_versions import FileVersion, remove_version, version_of
@@ -30,7 +31,7 @@ UNPACK = "unpack"
 RELAY_KEY = "heard"  # key in the metadata of an announcement: the key of the relay task that made it
 
 
-class MirrorCache:
+class MirrorCache(SourceLookup):
     """The file store of a mirror chain.
 
     Each announcement has its own directory, so that files of equal names never meet: neither those of one chain, nor
@@ -220,17 +221,6 @@ class MirrorCache:
     def _announcements_of(self, message: Message) -> AnnouncementsBySource:
         key = payload.announcement_metadata(message.data).get(RELAY_KEY)
         return self._relays.latest_announcements(key if isinstance(key, str) else file_key(message.data))
-
-    def announcements_after_fetch(self, task: Task) -> AnnouncementsBySource:
-        """Return the announcements of upstream servers for the files of a fetch."""
-        return self.announcements(task)
-
-    def on_attempt_ended(self, task: Task) -> None:
-        """Do nothing: no state is kept per attempt."""
-
-    def is_superseded(self, task: Task) -> bool:  # noqa: ARG002
-        """Return False: each announcement has its own copies."""
-        return False
 
 
 def _copy_data(value: Any, compression: str | None) -> Any:

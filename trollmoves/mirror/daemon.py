@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 
+from trollmoves.chains import Chain, Runtime
 from trollmoves.config.options import MirrorOptions
-from trollmoves.daemon import Chain, Runtime
 from trollmoves.daemons.provider import ProviderChain, ProviderDaemon
 from trollmoves.errors import ConfigError, MessageError, RequestRejected, TrollmovesError, UnpackError
 from trollmoves.journal import Task
@@ -42,6 +42,8 @@ CLIENT_RETRY_WINDOW = 300.0  # s in which clients repeat requests; fetched files
 class MirrorChain(ProviderChain):
     """A running section of a mirror: a receiver for upstream servers and a request handler for clients."""
 
+    request_handler: RequestHandler
+
     def __init__(self, options: MirrorOptions, runtime: Runtime, publisher: Publisher) -> None:
         """Bind the request port and connect; raise StartError or ConfigError on failure."""
         if options.request_port is None:
@@ -70,7 +72,7 @@ class MirrorChain(ProviderChain):
             repeat_after=options.repeat_after,
         )
         self._cache = MirrorCache(options, runtime.journal, runtime.scheduler, destinations, self._relays)
-        self._request_handler = RequestHandler(
+        self.request_handler = RequestHandler(
             options,
             options.request_port,
             runtime.journal,
@@ -80,7 +82,7 @@ class MirrorChain(ProviderChain):
             runtime.health.of_chain,
             self._cache.sources,
         )
-        self.announcer = self._request_handler.announcer
+        self.announcer = self.request_handler.announcer
         self.announcer.on_announced = runtime.on_announced
         self._fetcher = Fetcher(
             options,
@@ -111,7 +113,7 @@ class MirrorChain(ProviderChain):
         """Start serving requests, then fetching and relaying, then receiving announcements."""
         self._requester.start()
         self._fetcher.start()
-        self._request_handler.start()
+        self.request_handler.start()
         self._scheduler.register(self.name, UNPACK, limit=UNPACK_CONCURRENCY, handler=self._unpack)
         self._scheduler.register(self.name, RELAY, limit=RELAY_CONCURRENCY, handler=self._relay)
         self._receiver.start()
@@ -119,18 +121,13 @@ class MirrorChain(ProviderChain):
     def stop(self) -> None:
         """Stop receiving announcements and requests; pending fetches and pushes continue after the next start."""
         self._receiver.stop()
-        self._request_handler.stop()
+        self.request_handler.stop()
         self._fetcher.stop()
         self._requester.stop()
 
-    @property
-    def takes_requests(self) -> bool:
-        """True: a mirror always has a request port."""
-        return True
-
     def on_dropped(self, tasks: Sequence[Task]) -> None:
         """Reject the requests for files that an operator dropped, or that are not fetched because of it."""
-        self._request_handler.pushes.on_dropped(tasks)
+        self.request_handler.pushes.on_dropped(tasks)
         for task in tasks:
             if task.kind == KIND:
                 self._on_fetch_failed(task, RequestRejected("dropped by the operator of the mirror"))
@@ -193,12 +190,12 @@ class MirrorChain(ProviderChain):
             return Result(error=error, on_committed=lambda: self._on_fetch_failed(attempt.task, error)), []
         logger.info("[%s] fetched %s from %s", self.name, payload.file_names(attempt.message.data), attempt.source)
         delivery = attempt.delivery(urls.without_login(attempt.destination))
-        removals = self._request_handler.removals.tasks_for(number, extra_delay=CLIENT_RETRY_WINDOW)
+        removals = self.request_handler.removals.tasks_for(number, extra_delay=CLIENT_RETRY_WINDOW)
         if self._cache.packed_files(number):
             key = f"{number} {self._journal.now():.3f}"
             unpack = Task(self.name, UNPACK, key, UNPACK, "", announcement_number=number)
             return Result(follow_ups=(unpack, *removals), files=attempt.stats(), delivery=delivery), []
-        on_committed = partial(self._request_handler.pushes.resume, number)
+        on_committed = partial(self.request_handler.pushes.resume, number)
         return Result(follow_ups=removals, on_committed=on_committed, files=attempt.stats(), delivery=delivery), []
 
     def _unpack(self, task: Task) -> Result:
@@ -210,12 +207,12 @@ class MirrorChain(ProviderChain):
             if failure.temporary:
                 raise
             error = failure
-            return Result(error=error, on_committed=lambda: self._request_handler.pushes.fail_pending(number, error))
-        return Result(on_committed=lambda: self._request_handler.pushes.resume(number))
+            return Result(error=error, on_committed=lambda: self.request_handler.pushes.fail_pending(number, error))
+        return Result(on_committed=lambda: self.request_handler.pushes.resume(number))
 
     def _on_fetch_failed(self, task: Task, error: TrollmovesError) -> None:
         number = task.announcement_number or 0
-        self._request_handler.pushes.fail_pending(number, error)
+        self.request_handler.pushes.fail_pending(number, error)
         if not error.temporary:
             self._cache.remove_if_empty(number)
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from trollmoves.config.options import ChainOptions
+from trollmoves.utils.texts import counted
 
 logger = logging.getLogger(__name__)
 
@@ -116,7 +117,7 @@ class Alarms:
             text = f"{waiting}, the oldest for {age:.0f} s; the limit is {options.max_age:g} s"
             yield Alarm(name, MAX_AGE, now, round(age, 3), options.max_age, text)
         if options.max_failed is not None and state.failed > options.max_failed:
-            text = f"{state.failed} failed file{'' if state.failed == 1 else 's'}; the limit is {options.max_failed}"
+            text = f"{counted(state.failed, 'failed file')}; the limit is {options.max_failed}"
             yield Alarm(name, MAX_FAILED, now, state.failed, options.max_failed, text)
 
 

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import ParseResult
 
 from trollmoves.errors import BadDestination, PermanentTransferError, UnknownScheme
-from trollmoves.movers.base import Mover, PartialId, clean_partials, is_partial, parse_destination
+from trollmoves.movers.base import Mover, parse_destination
 from trollmoves.movers.file import FileMover
+from trollmoves.movers.partials import PartialId, clean_partials, is_partial
 from trollmoves.net import urls
 
 if TYPE_CHECKING:

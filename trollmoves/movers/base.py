@@ -31,22 +31,10 @@ from trollmoves.errors import (
 from trollmoves.movers import options
 from trollmoves.movers.host_capabilities import HostCapabilities, Limitation
 from trollmoves.movers.os_errors import translate_os_errors
-from trollmoves.movers.partials import PartialId, clean_partials, is_partial, partial_path, visible_partial_path
+from trollmoves.movers.partials import PartialId, partial_path, visible_partial_path
 from trollmoves.movers.source_file import SourceFile
 from trollmoves.net import urls
 from trollmoves.utils.file_versions import remove_version, version_of
-
-__all__ = [
-    "Backend",
-    "Mover",
-    "PartialId",
-    "SourceFile",
-    "clean_partials",
-    "is_partial",
-    "parse_destination",
-    "partial_path",
-    "translate_os_errors",
-]
 
 logger = logging.getLogger(__name__)
 SIZE_DELAYS = (0.1, 0.3, 0.6, 1.0)  # seconds between queries while a host reports too small a size

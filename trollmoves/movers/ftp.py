@@ -113,10 +113,8 @@ class FtpConnection(Connection):
         with self._translate_errors(), data:
             self._in_step = False
             broken = _send_file(source, data)
-            if source.read_error:  # the connection works, so that the partial can be removed
-                with contextlib.suppress(ftplib.Error):
-                    self._ftp.voidresp()
-                self._in_step = True
+            if source.read_error:
+                self._in_step = self._replies_soon()  # then the connection works, and the partial can be removed
                 raise source.read_error
             if isinstance(broken, TimeoutError):
                 raise broken
@@ -135,6 +133,21 @@ class FtpConnection(Connection):
             return self._start_stor(path)
         except PermanentTransferError as error:
             raise PermissionRefused(str(error)) from error
+
+    def _replies_soon(self) -> bool:
+        """Return True if the server replies to an abort: some do not if there was no data."""
+        control = self._ftp.sock
+        assert control is not None  # noqa: S101  (it is connected)
+        control.settimeout(min(FINAL_REPLY_TIMEOUT, self._stall_timeout))
+        try:
+            self._ftp.voidresp()
+        except ftplib.Error:
+            return True
+        except (OSError, EOFError):
+            return False
+        finally:
+            control.settimeout(self._stall_timeout)
+        return True
 
     def _read_final_reply(self, broken: OSError | None) -> None:
         """Wait for the final reply; a server that closes the data connection may send the reason, or nothing."""

@@ -1,4 +1,7 @@
-"""Temporary names of files that are being sent (partials), in the directory of the final name."""
+"""Temporary names of files that are being sent (partials), in the directory of the final name.
+
+``Mover.deliver`` sends a file to its partial, and renames it.
+"""
 
 from __future__ import annotations
 

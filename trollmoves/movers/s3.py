@@ -17,9 +17,10 @@ import botocore.exceptions
 from boto3.s3.transfer import TransferConfig
 
 from trollmoves.errors import BadDestination, PermissionRefused, TemporaryTransferError
-from trollmoves.movers.base import Backend, PartialId
+from trollmoves.movers.base import Backend
 from trollmoves.movers.fsspec_config import with_s3_defaults
 from trollmoves.movers.host_capabilities import HostCapabilities, Limitation
+from trollmoves.movers.partials import PartialId
 from trollmoves.movers.pool import Connection, SharedHandle
 from trollmoves.movers.remote import Endpoint, RemoteMover, checked_login
 from trollmoves.movers.s3_client import ClientParameters, S3Client, shared_clients, split_path

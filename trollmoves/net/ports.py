@@ -1,4 +1,4 @@
-"""Ports of this host: what an operator can do if one cannot be opened."""
+"""Ports of this host: the remedies if one cannot be opened."""
 
 from __future__ import annotations
 

@@ -38,6 +38,7 @@ from trollmoves.orders.order import (
 from trollmoves.scheduler.kinds import EVENTS, FILE_KINDS
 from trollmoves.scheduler.pauses import Pauses, ended_by, lanes_named, unknown_name
 from trollmoves.scheduler.scheduler import Scheduler
+from trollmoves.utils.texts import counted
 
 logger = logging.getLogger(__name__)
 
@@ -150,7 +151,7 @@ class OrderExecutor:
         self._journal.add_pause(order.name, order.dump())
         self._apply_pauses()
         waiting = self._waiting(lanes)
-        return _result(f"paused; {_files(waiting)} waiting, running transfers continue", waiting)
+        return _result(f"paused; {counted(waiting, 'file')} waiting, running transfers continue", waiting)
 
     def _resume(self, order: Order) -> dict[str, Any]:
         names = [pause.key for pause in self._journal.pauses()]
@@ -166,7 +167,7 @@ class OrderExecutor:
         rest = [name for name in names if name not in ended and lanes & lanes_named(name, known)]
         still = f"; a part is still paused, by the pause of {', '.join(rest)}" if rest else ""
         waiting = self._waiting(lanes)
-        return _result(f"resumed; {_files(waiting)} waiting{still}", waiting)
+        return _result(f"resumed; {counted(waiting, 'file')} waiting{still}", waiting)
 
     def _apply_pauses(self) -> None:
         self._scheduler.set_pauses(Pauses(pause.key for pause in self._journal.pauses()))
@@ -178,7 +179,7 @@ class OrderExecutor:
         for chain, lane in lanes:
             self._scheduler.retry_now(chain, lane)
         waiting = self._waiting(lanes)
-        return _result(f"released; {_files(waiting)} waiting", waiting)
+        return _result(f"released; {counted(waiting, 'file')} waiting", waiting)
 
     # -- files
 
@@ -194,7 +195,7 @@ class OrderExecutor:
         self._journal.make_due(waiting)
         for chain, lane in {(task.chain, task.lane) for task in waiting}:
             self._scheduler.look_again(chain, lane)
-        return _result(f"{_files(len(found))} retried", len(found))
+        return _result(f"{counted(len(found), 'file')} retried", len(found))
 
     def _drop(self, order: Order) -> dict[str, Any]:
         states = (FAILED,) if order.failed else (FAILED, WAITING)
@@ -204,8 +205,8 @@ class OrderExecutor:
         dropped, in_flight = self._scheduler.drop(found)
         self._on_dropped(dropped)
         kept = len(in_flight)
-        rest = f"; {_files(kept)} in flight: pause the destination, then repeat the command" if kept else ""
-        return _result(f"{_files(len(dropped))} dropped{rest}", len(dropped), in_flight=kept)
+        rest = f"; {counted(kept, 'file')} in flight: pause the destination, then repeat the command" if kept else ""
+        return _result(f"{counted(len(dropped), 'file')} dropped{rest}", len(dropped), in_flight=kept)
 
     def _resend(self, order: Order) -> dict[str, Any]:
         self._check_destination(order.to)
@@ -224,11 +225,10 @@ class OrderExecutor:
         for start in range(0, len(tasks), BATCH_SIZE):
             self._scheduler.submit(tasks[start : start + BATCH_SIZE])
         lost = len(repeated) - len(tasks)
+        rest = f"; of {counted(lost, 'file')} the journal has no message any longer" if lost else ""
         if not tasks:
-            reason = f"; of {_files(lost)} the journal has no message any longer: resend at the server" if lost else ""
-            raise OrderRejected(f"no delivered file to resend{reason}")
-        rest = f"; of {_files(lost)} the journal has no message any longer" if lost else ""
-        return _result(f"{_files(len(tasks))} to resend{rest}", len(tasks), lost=lost)
+            raise OrderRejected(f"no delivered file to resend{rest}{': resend at the server' if lost else ''}")
+        return _result(f"{counted(len(tasks), 'file')} to resend{rest}", len(tasks), lost=lost)
 
     def _add(self, wanted: Sequence[Task]) -> list[Task]:
         """Store tasks that run now; return them. One that waits already keeps its id, by which clients wait for it."""
@@ -260,10 +260,6 @@ class OrderExecutor:
 
 def _result(text: str, count: int, **more: object) -> dict[str, Any]:
     return {"text": text, "count": count, **more}
-
-
-def _files(count: int) -> str:
-    return f"{count} file{'' if count == 1 else 's'}"
 
 
 def _user_of(body: str) -> str:

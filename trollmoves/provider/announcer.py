@@ -7,7 +7,7 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -27,9 +27,6 @@ logger = logging.getLogger(__name__)
 MAX_INFO_FILES = 2256  # files in a reply to `info`, as in trollmoves 0.19
 MAX_REPLAY = 500  # announcements in a reply to `replay`
 MAX_REPLAYED_BYTES = 2 * MAX_REQUEST_BYTES  # of one announcement in a reply, where it is escaped
-RETRY_DELAY = 60.0  # s before the next attempt after a journal error
-REPEATED_SECONDS = 3600.0  # s before now in which the undelivered announcements of a killed member are repeated
-PAGE_SIZE = 500  # announcements per query
 FLEET_SECONDS = 60.0  # s in which a report of an unchanged file may be that of another member of a fleet
 
 
@@ -101,66 +98,19 @@ class Announcer:
         self._log_name = f"{self._fleet_log}/{place}" if place else self._fleet_log
         self._previous: int | None = None  # the last number in the log of this place; None if it is not known
         self._started = time.monotonic()
-        self._unanswered: list[int] = []  # numbers to republish in any case
         self._announce_lock = threading.Lock()
         self._stopping = threading.Event()
-        self._republisher: threading.Thread | None = None
         self._repeat_throttle = LogThrottle(burst=10)
         self.on_announced: Callable[[str, Sequence[FileStats]], None] | None = None
         self.removals: Removals | None = None
 
-    def start(self, *, republish: bool, unanswered: Iterable[int] = ()) -> None:
-        """Start; with ``republish`` also publish the undelivered announcements of earlier processes.
-
-        ``unanswered``: announcements to publish again although they may be delivered, because another host got the
-        requests and cannot reply to them.
-        """
+    def start(self) -> None:
+        """Begin the time in which subscribers can connect before the first announcement."""
         self._started = time.monotonic()
-        self._unanswered = sorted(unanswered)
-        if republish or self._unanswered:
-            self.republish()
-
-    def republish(self) -> None:
-        """Publish the undelivered announcements again, so that clients repeat their requests. Main thread."""
-        if self._republisher and self._republisher.is_alive():
-            return
-        last, unanswered = self._journal.last_number(self.name), self._unanswered
-        self._republisher = threading.Thread(
-            target=lambda: self._republish_undelivered(last, unanswered),
-            name=f"republisher-{self.name}",
-            daemon=True,
-        )
-        self._republisher.start()
-
-    def republish_for_killed(self, addresses: Collection[str], unanswered: Iterable[int]) -> None:
-        """Publish announcements of killed members of the fleet again, with the address of this one. Any thread.
-
-        These are the announcements of the last hour with one of the request ``addresses`` that are undelivered, and
-        those with the numbers ``unanswered``.
-        """
-        numbers = sorted(unanswered)
-        threading.Thread(
-            target=lambda: self._republish_for_killed(addresses, numbers),
-            name=f"republisher-{self.name}",
-            daemon=True,
-        ).start()
-
-    def _republish_for_killed(self, addresses: Collection[str], unanswered: list[int]) -> None:
-        self._publisher.send_heartbeat()  # it names the members that are left
-        while not self._stopping.is_set():
-            try:
-                first = self._journal.number_before(self.name, self._journal.now() - REPEATED_SECONDS)
-                self._republish_undelivered(self._journal.last_number(self.name), unanswered, first, addresses)
-            except JournalError as error:
-                self._wait_for_journal(error)
-            else:
-                return
 
     def stop(self) -> None:
         """Stop announcing."""
         self._stopping.set()
-        if self._republisher and self._republisher.is_alive():
-            self._republisher.join(5.0)
 
     @property
     def is_stopped(self) -> bool:
@@ -202,6 +152,12 @@ class Announcer:
             suffix = f" and {len(new) - 1} more" if len(new) > 1 else ""
             logger.info("[%s] announced %s%s", self.name, new[0].uid, suffix)
         return len(new)
+
+    def publish_again(self, announcements: Iterable[AnnouncementRecord]) -> int:
+        """Publish the announcements of unchanged files again; return their number. Any thread."""
+        texts = [self._with_address(a.message) for a in announcements if self._file_store.is_unchanged(a)]
+        self._publisher.send_encoded(texts)
+        return len(texts)
 
     def _append(
         self, announcements: Sequence[Announcement], repeated: Container[str]
@@ -253,7 +209,7 @@ class Announcer:
             logger.info("[%s] announcing %s again: %s", self.name, a.uid, reason)
             return a, previous.number
         if self._address and not self._journal.finished_for(self.name, ("push", "ack"), previous.number):
-            self._publish_again([previous])
+            self.publish_again([previous])
         elif a.repeat_after is not None and (more := self._repeat_throttle.admit()) is not None:
             text = "[%s] ignored a repeated message about %s: it was announced %.0f s ago%s"
             logger.info(text, self.name, a.uid, age, more)
@@ -312,54 +268,6 @@ class Announcer:
         if previous is not None:
             metadata[payload.PREVIOUS] = previous
         return Message(subject, a.type, a.data | {"request_address": self._address, "announcement": metadata})
-
-    def _republish_undelivered(
-        self, last: int, unanswered: list[int], number: int = 0, addresses: Collection[str] = ()
-    ) -> None:
-        """Publish undelivered announcements of unchanged files again: clients may have missed them.
-
-        These are the ones after ``number``, through ``last``, with one of the request ``addresses``, if there are any.
-        """
-        self._stopping.wait(SUBSCRIBER_GRACE)
-        count = self._republish_unanswered(unanswered)
-        while not self._stopping.is_set():
-            try:
-                page = self._journal.undelivered_announcements(self.name, ("push", "ack"), number, PAGE_SIZE)
-            except JournalError as error:
-                self._wait_for_journal(error)
-                continue
-            page = [a for a in page if a.number <= last]
-            if not page:
-                break
-            number = page[-1].number
-            count += self._publish_again(a for a in page if not addresses or _has_address(a, addresses))
-        if count:
-            plural = "s" if count > 1 else ""
-            logger.info("[%s] republished %d undelivered announcement%s", self.name, count, plural)
-
-    def _republish_unanswered(self, unanswered: list[int]) -> int:
-        """Publish the announcements again of which the requests were lost with another host; return their number."""
-        count = 0
-        while unanswered and not self._stopping.is_set():
-            numbers, rest = unanswered[:PAGE_SIZE], unanswered[PAGE_SIZE:]
-            try:
-                found = self._journal.get_announcements(self.name, numbers)
-            except JournalError as error:
-                self._wait_for_journal(error)
-                continue
-            count += self._publish_again(found.values())
-            unanswered = rest
-        return count
-
-    def _wait_for_journal(self, error: JournalError) -> None:
-        logger.warning("[%s] cannot republish undelivered announcements yet: %s", self.name, error)
-        self._stopping.wait(RETRY_DELAY)
-
-    def _publish_again(self, announcements: Iterable[AnnouncementRecord]) -> int:
-        """Publish the announcements of unchanged files; return their number."""
-        texts = [self._with_address(a.message) for a in announcements if self._file_store.is_unchanged(a)]
-        self._publisher.send_encoded(texts)
-        return len(texts)
 
     def _with_address(self, text: str) -> str:
         """Return an announcement with the current request address and log."""
@@ -447,10 +355,6 @@ class Announcer:
 
 def _metadata(message: Message) -> dict[str, Any]:
     return {key: value for key, value in message.data.items() if key not in payload.TRANSPORT_KEYS}
-
-
-def _has_address(announced: AnnouncementRecord, addresses: Collection[str]) -> bool:
-    return any(f'"{address}"' in announced.message for address in addresses)
 
 
 def _covers(announced: AnnouncementRecord, uris: list[str]) -> bool:

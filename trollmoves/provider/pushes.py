@@ -1,20 +1,18 @@
-"""Delivers requested files; repeated requests for the same file share one delivery."""
+"""Accepts push requests, runs and answers them; repeated requests for the same file share one delivery."""
 
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
 from trollmoves.errors import (
     JournalError,
-    OriginChanged,
     RequestRejected,
     Superseded,
     TemporaryTransferError,
@@ -34,7 +32,6 @@ from trollmoves.journal import (
 from trollmoves.messaging import payload
 from trollmoves.messaging.messages import Message
 from trollmoves.messaging.replier import Request, TooManyRequests
-from trollmoves.movers import PartialId, clean_partials, move_it
 from trollmoves.net import urls
 from trollmoves.net.destination_allowlist import DestinationPattern
 from trollmoves.provider.announcer import Announcer
@@ -42,6 +39,7 @@ from trollmoves.provider.client_quotas import ClientQuotas
 from trollmoves.provider.destinations import PushDestination
 from trollmoves.provider.file_store import FileStore
 from trollmoves.provider.group_request import GroupRequest, is_group
+from trollmoves.provider.push_delivery import PushDelivery
 from trollmoves.provider.push_replies import (
     HostUnavailable,
     reject,
@@ -54,8 +52,7 @@ from trollmoves.provider.push_request import PushRequest
 from trollmoves.provider.push_tasks import compacted, requested_destination
 from trollmoves.scheduler.lanes import FileStats, Result
 from trollmoves.scheduler.scheduler import Scheduler
-from trollmoves.utils import symlinks
-from trollmoves.utils.file_versions import FileVersion, size_of, version_of
+from trollmoves.utils.file_versions import FileVersion
 from trollmoves.utils.logs import format_bytes
 from trollmoves.utils.ordered_names import RECHECK_DELAY as BUSY_DELAY
 from trollmoves.utils.ordered_names import OrderedNames
@@ -66,7 +63,6 @@ LEFT = "left"  # task kind that records a client which received the reply to a p
 DELIVERED_TO = "delivered_to"  # task kind that records a further client which received the reply to a push
 REPLY_TTL = 60.0  # s during which a stored reply is reused for clients that send no request id
 RECHECK_DELAY = 60.0  # s between checks for files that are being fetched; their arrival resumes the push earlier
-STALE_PARTIAL_AGE = 3600.0  # s without a write after which a partial is stale
 KEEPALIVE_FRACTION = 0.7  # fraction of the timeout of a client after which "wait" is sent
 
 
@@ -115,17 +111,15 @@ class PushService:
         self._announcer = announcer
         self._file_store = file_store
         self._limit = limit
-        self._parameters = parameters
+        self._delivery = PushDelivery(name, journal, file_store, parameters)
         self._allowed = allowed
         self._follow = follow
         self._in_turn = in_turn
         self._waiting: dict[int, list[_Waiter]] = {}
         self._elsewhere: set[int] = set()  # requested here, and perhaps run by another member of the fleet
         self._quotas = ClientQuotas()
-        self._cleaned: set[str] = set()
         self._order = OrderedNames()
         self._last_previous = journal.last_number(name)  # the last number that earlier processes announced
-        self._started_at = journal.now()
         self._waiting_lock = threading.Lock()  # prevents the end of a push between its lookup and adding a waiter
 
     def start(self) -> None:
@@ -257,18 +251,18 @@ class PushService:
     def _reply_if_peer_has_files(
         self, request: Request, push: PushRequest, destination: PushDestination, number: int
     ) -> bool:
-        """Reply if one of the peers named in ``unless_delivered_to`` received the files; return True if so.
+        """Reply if one of the clients named in ``unless_delivered_to`` received the files; return True if so.
 
-        This is recorded, so that the peer does not get the same reply in turn: one of both publishes the receipt.
+        This is recorded, so that a peer does not get the same reply in turn: one of both publishes the receipt.
         """
         if not push.unless_delivered_to:
             return False
         finished = self._journal.finished_for(self.name, ("push", DELIVERED_TO, LEFT), number)
         left = {done.key.partition(" ")[2] for done in finished if done.kind == LEFT}
         for done in finished:
-            receiver = done.key.partition(" ")[2] if done.kind == DELIVERED_TO else payload.request_id(done.body)
-            peer = receiver.rpartition("/")[0] if receiver and done.kind != LEFT else ""
-            if peer in push.unless_delivered_to and peer not in left:
+            receiver = _receiver(done, f"{number} {destination.without_password}")
+            peer = receiver.rpartition("/")[0] or receiver
+            if peer and peer in push.unless_delivered_to and peer not in left:
                 own = (push.id or "").rpartition("/")[0]
                 record = Task(self.name, LEFT, f"{number} {own}", LEFT, "", announcement_number=number, state=DONE)
                 self._journal.add_tasks([record])
@@ -310,7 +304,7 @@ class PushService:
                 if not current or task.overtaken or self._is_outdated(announced, destination):
                     raise Superseded("superseded by a newer version that was delivered")
                 files = [targets[name] for name in current]
-                size, delivered_to, delivered = self._deliver(task, announced, push, files, destination)
+                size, delivered_to, delivered = self._delivery.deliver(task, announced, push, files, destination)
         except JournalError:
             raise
         except Exception as failure:
@@ -354,83 +348,6 @@ class PushService:
             return failure
         logger.error("[%s] unexpected error during a delivery", self.name, exc_info=failure)
         return RequestRejected("internal error")
-
-    def _clean_stale_partials(self, directory: str) -> None:
-        """Remove the partials of killed processes from a local directory, once per process."""
-        if directory and directory not in self._cleaned:
-            self._cleaned.add(directory)
-            for path in clean_partials(directory, STALE_PARTIAL_AGE):
-                logger.info("[%s] removed stale partial file %s", self.name, path)
-
-    def _deliver(
-        self,
-        task: Task,
-        announced: AnnouncementRecord,
-        push: PushRequest,
-        files: Sequence[Mapping[str, Any]],
-        destination: PushDestination,
-    ) -> tuple[int, str, dict[str, FileVersion]]:
-        """Deliver some of the requested files.
-
-        Return the bytes sent, the destination (with the host of the backup target if one was used), and the versions
-        of the files that were delivered as announced, by URI.
-        """
-        size = 0
-        delivered: dict[str, FileVersion] = {}
-        self._clean_stale_partials(destination.local_directory)
-        delivered_to = destination.without_login
-        partial_id = PartialId.of_task(self._journal, task, self._started_at)
-        for item in files:
-            uri, opened = item["uri"], list[FileVersion]()
-            pathname = self._file_store.path(announced.number, uri)
-            if self._journal.sharing:
-                partial_id = replace(partial_id, still=partial(self._may_complete, pathname, opened))
-            url = move_it(
-                pathname,
-                destination.directory,
-                self._parameters,
-                rel_path=item.get("path"),
-                backup_targets=push.backup_targets,
-                on_opened=partial(self._check_opened, announced, uri, pathname, delivered, opened),
-                partial_id=partial_id,
-            )
-            if url.netloc != destination.directory.netloc:
-                delivered_to = urls.without_login(urls.parse(delivered_to)._replace(netloc=url.netloc))
-            size += size_of(pathname)
-        return size, delivered_to, delivered
-
-    def _may_complete(self, pathname: str, opened: Sequence[FileVersion]) -> bool:
-        """Return False once another member of the fleet may run the push.
-
-        Raise OriginChanged if the file was replaced while it was sent: another member may have delivered the new one.
-        """
-        try:
-            is_replaced = bool(opened) and version_of(os.stat(pathname)) != opened[-1]
-        except OSError:
-            is_replaced = False
-        if is_replaced:
-            raise OriginChanged(f"{pathname}: replaced while it was sent")
-        return self._journal.still()
-
-    def _check_opened(
-        self,
-        announced: AnnouncementRecord,
-        uri: str,
-        pathname: str,
-        delivered: dict[str, FileVersion],
-        opened: list[FileVersion],
-        fd: int,
-    ) -> None:
-        """Check the opened file: its path may have been replaced since the announcement."""
-        try:
-            real = symlinks.path_of_fd(fd, pathname)
-        except OSError as error:
-            raise OriginChanged(f"{pathname}: {error.strerror}") from error
-        version = self._file_store.check_opened(announced, uri, fd, real)
-        if version is not None:
-            delivered[uri] = version
-        if self._journal.sharing:
-            opened.append(version_of(os.fstat(fd)))
 
     def _receiver_records(self, task: Task) -> list[Task]:
         with self._waiting_lock:
@@ -533,3 +450,14 @@ class PushService:
                     self._waiting[id_] = [w for w in waiters if w not in late]
         for request in expiring:
             request.reply("wait")
+
+
+def _receiver(done: Task, key: str) -> str:
+    """Return the request id of the client that received the reply to a push, or a later one; empty without an id.
+
+    It is LEGACY_CLIENT if the push has no id, and this ``key``.
+    """
+    if done.kind == LEFT:
+        return ""
+    id_ = done.key.partition(" ")[2] if done.kind == DELIVERED_TO else payload.request_id(done.body)
+    return id_ or (payload.LEGACY_CLIENT if id_ is None and done.key == key else "")

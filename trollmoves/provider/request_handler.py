@@ -1,7 +1,7 @@
 """Handles the requests for the files of a chain.
 
-Used by server and mirror: ``announcer`` keeps the announcement log, ``pushes`` delivers each requested file once, and
-``removals`` removes delivered files.
+Used by server and mirror: ``announcer`` keeps the announcement log, ``republisher`` repeats announcements, ``pushes``
+delivers each requested file once, and ``removals`` removes delivered files.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from trollmoves.provider.push_replies import rejecting
 from trollmoves.provider.push_request import requested_files
 from trollmoves.provider.pushes import PushService
 from trollmoves.provider.removals import Removals
+from trollmoves.provider.republisher import Republisher
 from trollmoves.scheduler.scheduler import Scheduler
 from trollmoves.status.history import Step, steps_of_announcement
 
@@ -82,6 +83,7 @@ class RequestHandler:
             address=self._address,
             place=self._place,
         )
+        self.republisher = Republisher(self.name, journal, publisher, self.announcer.publish_again)
         self.removals = Removals(
             self.name, journal, scheduler, file_store, enabled=options.delete, delay=options.remove_delay
         )
@@ -121,12 +123,14 @@ class RequestHandler:
         self.removals.start()
         self._replayer.start()
         self._replier.start()
-        self.announcer.start(republish=republish, unanswered=unanswered)
+        self.announcer.start()
+        self.republisher.start(undelivered=republish, unanswered=unanswered)
         self.repeat_last_messages()
 
     def stop(self) -> None:
         """Stop receiving requests. Running pushes go on; clients that wait for a reply repeat their requests."""
         self.announcer.stop()
+        self.republisher.stop()
         self._scheduler.unregister(self.name)
         self._replayer.stop()
         self._replier.stop()
@@ -141,7 +145,7 @@ class RequestHandler:
         """
         sharing = self._journal.sharing
         if sharing and (addresses := sharing.killed_addresses(self.name)) and not self._place:
-            self.announcer.republish_for_killed(addresses, self.pushes.unanswered())
+            self.republisher.repeat_for_killed(addresses, self.pushes.unanswered())
 
     def _handle(self, requests: list[Request]) -> None:
         pushes: list[Request] = []
@@ -194,7 +198,7 @@ class RequestHandler:
 
 
 def _public(step: Step) -> dict[str, Any]:
-    """Return what a client may know of a step: of a destination only the host."""
+    """Return the facts of a step that a client may know: of a destination only the host."""
     names = ("time", "event", "file", "peer", "number", "size", "seconds", "attempts")
     public = {name: value for name in names if (value := getattr(step, name)) not in (None, "")}
     if step.destination:

@@ -1,17 +1,16 @@
-"""One run of a fetch task, the errors that end it, and the interface to the sources of its files."""
+"""One run of a fetch task, and the errors that end it."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from trollmoves.errors import TrollmovesError
 from trollmoves.journal import Delivery, Task
 from trollmoves.messaging import payload
 from trollmoves.messaging.messages import Message
-from trollmoves.receiver.fetch_tasks import AnnouncementsBySource
 from trollmoves.scheduler.lanes import FileStats, Result
 
 
@@ -82,19 +81,3 @@ class FetchAttempt:
         """Return the delivery by the current source, for the row of the task."""
         size = self.announced.get("size")
         return Delivery(size, time.monotonic() - self.started, destination, self.source)
-
-
-class SourceLookup(Protocol):
-    """Finds the sources of a file."""
-
-    def announcements(self, task: Task) -> AnnouncementsBySource:
-        """Return the announcements by source."""
-
-    def announcements_after_fetch(self, task: Task) -> AnnouncementsBySource:
-        """Record the delivery; return the announcements by source."""
-
-    def on_attempt_ended(self, task: Task) -> None:
-        """Record that a run has ended without a delivery."""
-
-    def is_superseded(self, task: Task) -> bool:
-        """Return True if a newer version of the file of a task is waiting or was fetched."""

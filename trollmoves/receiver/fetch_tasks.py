@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import threading
 from collections.abc import Callable, Container, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -16,6 +14,15 @@ from trollmoves.journal import BACKLOG, DONE, FAILED, FRESH, WAITING, Journal, O
 from trollmoves.messaging import payload
 from trollmoves.messaging.messages import Message
 from trollmoves.net import urls
+from trollmoves.receiver.fetch_sources import (
+    AnnouncementsBySource,
+    Fetch,
+    SourceLookup,
+    is_known_content,
+    metadata_digest,
+    size_and_time,
+    text_digest,
+)
 from trollmoves.receiver.peers import Peers
 from trollmoves.utils.logs import LogThrottle
 
@@ -24,61 +31,12 @@ logger = logging.getLogger(__name__)
 KIND = "fetch"
 MAX_RECENT = 10_000  # delivered tasks that are remembered until the journal has stored them as done
 RECENT_SECONDS = 60.0  # s after which another member of the fleet no longer receives the same announcement
-REWRITE_SECONDS = 2.0  # s after its announcement in which a file is not rewritten while its server is replaced
 _GENERATION = "\n#"  # in the key of a task, before the generation; not part of any file name
 
-AnnouncementsBySource = dict[str, str]
 Effects = list[Callable[[], None]]  # functions to call after a transaction; they may be called twice
-Version = tuple[str, int | None, int | None]
 
 
-@dataclass(slots=True)
-class Fetch:
-    """The sources of a file: the body of a fetch task.
-
-    ``announcements`` has the encoded announcement of each source. ``versions`` has, for each source, the URI of the
-    file there with its size and mtime (None if unknown), and the generation: each new content of a file name gets the
-    next number. ``numbers`` has the log and the number of the announcements that a compaction removed, ``digests`` the
-    digests of their metadata. ``target`` identifies the configured destination; empty if it is unknown.
-    """
-
-    announcements: AnnouncementsBySource = field(default_factory=dict)
-    versions: dict[str, tuple[Version, int]] = field(default_factory=dict)
-    generation: int = 1
-    numbers: dict[str, tuple[str, int]] = field(default_factory=dict)
-    digests: dict[str, str] = field(default_factory=dict)
-    target: str = ""
-
-    def dump(self) -> str:
-        """Return the body of a task."""
-        more = [self.numbers, self.digests, self.target]
-        return json.dumps([self.announcements, self.versions, self.generation, *more])
-
-    @classmethod
-    def load(cls, body: str) -> Fetch:
-        """Decode the body of a task."""
-        announcements, versions, generation, *more = json.loads(body)
-        versions = {source: (tuple(v), g) for source, (v, g) in versions.items()}
-        return cls(announcements, versions, generation, *more)
-
-    def digest(self, source: str) -> str:
-        """Return the digest of the metadata in the last known announcement of a source; empty if it is unknown."""
-        text = self.announcements.get(source)
-        return self.digests.get(source) or (metadata_digest(text) if text else "")
-
-    def number(self, source: str) -> tuple[str, int] | None:
-        """Return the log and the number of the last known announcement of a source; None if it is unknown."""
-        metadata = payload.announcement_metadata_in(self.announcements.get(source, ""))
-        log, number = (metadata["log"], metadata["number"]) if metadata else self.numbers.get(source, ("", 0))
-        return (log, number) if log else None
-
-    def may_be_current(self, size: int | None) -> bool:
-        """Return True if a file of this size may have the content of the current generation."""
-        sizes = [known for (_, known, _), generation in self.versions.values() if generation == self.generation]
-        return size is None or any(known in (None, size) for known in sizes)
-
-
-class FetchTasks:
+class FetchTasks(SourceLookup):
     """The fetch tasks of one chain in the journal. Any thread.
 
     A file is identified by its name (uid), because its path differs between sources.
@@ -102,7 +60,7 @@ class FetchTasks:
     ) -> None:
         self.name = name
         self._repeat_after = repeat_after
-        self._target = _digest(target) if target else ""
+        self._target = text_digest(target) if target else ""
         self._kind = kind
         self._journal = journal
         self._peers = peers
@@ -155,7 +113,7 @@ class FetchTasks:
         items = payload.file_items(data)
         for item in items:
             payload.check_file_item(item)
-        version = (items[0]["uri"], *_size_and_time(data))
+        version = (items[0]["uri"], *size_and_time(data))
         fetch = Fetch({source: message.raw or message.encode()}, {source: (version, 1)}, target=self._target)
         due = self._journal.now() + self._delay if self._delay else 0.0
         return Task(self.name, self._kind, key, f"{self._kind} {source}", fetch.dump(), due, rank, context=message)
@@ -188,7 +146,7 @@ class FetchTasks:
         if (
             before
             and before != version
-            and _is_known_content(candidate.context, before, known.created, self._journal.now())
+            and is_known_content(candidate.context, before, known.created, self._journal.now())
         ):
             fetch.versions[source] = (version, generation)
             fetch.digests[source] = metadata_digest(candidate.context.raw or candidate.context.encode())
@@ -354,17 +312,6 @@ def client_name(journal: Journal, chain: str) -> str:
     return f"{journal.identity}/{chain}"
 
 
-def compact_body(task: Task) -> str:
-    """Return the body of a finished fetch without its announcements: with their numbers and the digests of metadata."""
-    fetch = Fetch.load(task.body)
-    for source in fetch.announcements:
-        if number := fetch.number(source):
-            fetch.numbers[source] = number
-        fetch.digests[source] = fetch.digest(source)
-    fetch.announcements = {}
-    return fetch.dump()
-
-
 def task_again(journal: Journal, task: Task) -> Task | None:  # noqa: ARG001
     """Return a task that fetches a file again; None if its announcements are compacted, and were not numbered.
 
@@ -385,17 +332,6 @@ def file_key(data: dict[str, Any]) -> str:
         if not isinstance(item["uri"], str) or not isinstance(item.get("uid", ""), str):
             raise MessageError(f"the name of a file must be a text, not {urls.excerpt(str(item['uri']), 100)!r}")
     return "\n".join(item.get("uid") or item["uri"].rsplit("/", 1)[-1] for item in items)
-
-
-def metadata_digest(text: str) -> str:
-    """Return a digest of the metadata in a valid announcement, which does not depend on the order of its items."""
-    data = json.loads(text.split(None, 6)[6])
-    metadata = {key: value for key, value in data.items() if key not in payload.TRANSPORT_KEYS}
-    return _digest(json.dumps(metadata, sort_keys=True))
-
-
-def _digest(text: str) -> str:
-    return hashlib.blake2b(text.encode("utf-8", "backslashreplace"), digest_size=8).hexdigest()
 
 
 def _update(editor: TaskEditor, task: Task, fetch: Fetch) -> None:
@@ -432,30 +368,3 @@ def _has_returned(candidate: Task, source: str, current: Task, first_fetch: Fetc
 def _is_known(metadata: dict[str, Any], known: tuple[str, int] | None) -> bool:
     """Return True for the known announcement of a file, or an older one: a replay may contain both."""
     return bool(metadata and known and metadata["log"] == known[0] and metadata["number"] <= known[1])
-
-
-def _size_and_time(data: dict[str, Any]) -> tuple[int | None, int | None]:
-    metadata = payload.announcement_metadata(data)
-    size, mtime = metadata.get("size"), metadata.get("mtime")
-    return (size if isinstance(size, int) else None), (mtime if isinstance(mtime, int) else None)
-
-
-def _is_known_content(message: Message, known: Version, announced: float, now: float) -> bool:
-    """Return True if an announcement has the content of an earlier one, of which only one has a size and a time.
-
-    That is so while a server is upgraded, or replaced by a legacy one: both announce their files again when they start.
-
-    Args:
-        message: the later announcement.
-        known: the version of the earlier one.
-        announced: when the earlier one was received, in seconds of the journal.
-        now: the time of the journal. The difference to the time of the message, a delay included, is taken as the
-            difference between the clocks of both hosts.
-    """
-    size_and_time = _size_and_time(message.data)
-    if size_and_time == (None, None):
-        return True
-    _, mtime = size_and_time
-    if known[1:] != (None, None) or mtime is None:
-        return False
-    return mtime / 1e9 + (now - message.timestamp()) < announced + REWRITE_SECONDS

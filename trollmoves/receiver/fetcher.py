@@ -19,6 +19,7 @@ from trollmoves.messaging.messages import Message
 from trollmoves.messaging.publisher import SUBSCRIBER_GRACE
 from trollmoves.messaging.requester import NoReply, Requester, RequesterStopped
 from trollmoves.net import urls
+from trollmoves.receiver.available_sources import AvailableSources
 from trollmoves.receiver.destinations import Destinations
 from trollmoves.receiver.fetch_attempt import (
     FetchAttempt,
@@ -26,10 +27,10 @@ from trollmoves.receiver.fetch_attempt import (
     NotDelivered,
     PermanentlyRefused,
     RetryPeriodExpired,
-    SourceLookup,
     SupersededAtSource,
 )
-from trollmoves.receiver.fetch_tasks import KIND, Fetch, client_name, file_key_of
+from trollmoves.receiver.fetch_sources import Fetch, SourceLookup
+from trollmoves.receiver.fetch_tasks import KIND, client_name, file_key_of
 from trollmoves.receiver.fleet_addresses import FleetAddresses
 from trollmoves.receiver.legacy_servers import KIND as LEGACY_SERVER
 from trollmoves.receiver.legacy_servers import is_legacy_server
@@ -108,7 +109,7 @@ class Fetcher:
         self._requester = requester
         self._sources = sources
         self._peers = peers
-        self._fleets = fleets
+        self._available = AvailableSources(fleets)
         self._on_failed = on_failed
         self._delay = delay
         self._prepare = prepare
@@ -124,7 +125,6 @@ class Fetcher:
         self._retries_lock = threading.Lock()
         self._failure_log = OutageLog(burst=3)
         self._scheduler = scheduler
-        self._down: dict[str, tuple[float, int]] = {}  # by source: end of backoff (monotonic), number of failures
 
     def start(self) -> None:
         """Register the fetch tasks with the scheduler.
@@ -161,7 +161,7 @@ class Fetcher:
             if isinstance(reply, NoReply) and not isinstance(reply, RequesterStopped) and tries > 1:
                 self._acknowledge(source, ack, tries - 1)
 
-        self._requester.send_request(self._living(source, ack), ack, self._options.req_timeout, on_reply)
+        self._requester.send_request(self._available.available(source, ack), ack, self._options.req_timeout, on_reply)
 
     # -- requests
 
@@ -187,7 +187,7 @@ class Fetcher:
         if self._journal.now() - task.created > self._options.retry_for > 0:
             self._give_up(task, message, finish)
             return
-        known, living = self._destinations, self._living_first(sources)
+        known, living = self._destinations, self._available.available_first(sources)
         attempt = FetchAttempt(task, message, known.cached_url(message) if known else "", living, finish)
         if attempt.destination:
             self._ready.append(attempt)
@@ -272,8 +272,7 @@ class Fetcher:
 
     def _group_key(self, attempt: FetchAttempt) -> object:
         """Return a key that the files of a group share; a unique one for a file that is requested alone."""
-        is_late = bool(self._peers.names()) and self._is_late(attempt)  # it names the peers
-        if is_late or not group.accepts(attempt.announced, attempt.message.raw):
+        if self._unless_delivered_to(attempt) or not group.accepts(attempt.announced, attempt.message.raw):
             return attempt.task.id
         source = next(iter(attempt.sources))
         return source, attempt.announced["log"], attempt.message.subject, attempt.destination
@@ -368,10 +367,15 @@ class Fetcher:
         added = self._added(attempt)
         if attempt.announced:
             added["request"] = {"id": f"{self._client}/{attempt.task.id}", "timeout": self._timeout}
-            peers = self._peers.names()
-            if peers and self._is_late(attempt):
-                added["request"]["unless_delivered_to"] = peers
+            if others := self._unless_delivered_to(attempt):
+                added["request"]["unless_delivered_to"] = others
         return attempt.message.derive("push", added)
+
+    def _unless_delivered_to(self, attempt: FetchAttempt) -> list[str]:
+        """Return the other clients that may have fetched a file: peers, and the legacy client that ran before."""
+        peers = self._peers.names()
+        others = peers if peers and self._is_late(attempt) else []
+        return [*others, payload.LEGACY_CLIENT] if attempt.announced.get(payload.EARLY) else others
 
     def _is_late(self, attempt: FetchAttempt) -> bool:
         """Return True if a peer may have fetched a file unnoticed: it was announced before the last gap ended.
@@ -397,7 +401,7 @@ class Fetcher:
         texts: list[str] = []
         for attempt, own_reply in self._own_replies(attempts, reply):
             if isinstance(own_reply, Message) and own_reply.type == group.WAIT:
-                self._down.pop(attempt.source, None)
+                self._available.record_reply(attempt.source)
                 waiting.append(attempt)
                 continue
             with self._retrying(attempt):
@@ -457,10 +461,10 @@ class Fetcher:
             attempt.finish(Result(retry_in=UNKNOWN_RETRY_DELAY))
             return None
         if isinstance(reply, TrollmovesError):
-            self._mark_source_down(attempt.source)
+            self._available.record_failure(attempt.source)
             self._on_source_failed(attempt, reply)
             return None
-        self._down.pop(attempt.source, None)
+        self._available.record_reply(attempt.source)
         if reply.type in payload.FILE_TYPES and self._was_interrupted(attempt):
             self._send_request([attempt], self._handle_reply)
         elif reply.type in payload.FILE_TYPES:
@@ -472,14 +476,17 @@ class Fetcher:
         return None
 
     def _peer_has_received(self, attempt: FetchAttempt, reply: Message) -> bool:
-        """Return True if a peer has published the receipt of this file, or will.
+        """Return True if a peer, or a legacy client that ran before, has published the receipt of this file, or will.
 
-        Either the receipt arrived during the request, or the reply says that the server delivered the file to a peer.
+        Either the receipt arrived during the request, or the reply says that the server delivered the file to that one.
         """
         delivered_to = payload.request_metadata(reply.data).get("delivered_to")
         is_received = bool(delivered_to) or self._peers.is_done(file_key_of(attempt.task))
         if is_received:
-            logger.info("[%s] %s was received by a peer", self.name, payload.file_names(attempt.message.data))
+            text = "[%s] %s was received by a peer"
+            if delivered_to == payload.LEGACY_CLIENT:
+                text = "[%s] %s was received by the earlier version of this client"
+            logger.info(text, self.name, payload.file_names(attempt.message.data))
         return is_received
 
     def _rejection(self, attempt: FetchAttempt, reply: Message) -> TrollmovesError:
@@ -495,8 +502,10 @@ class Fetcher:
         return NotDelivered(f"{attempt.source}: {_reason(data or reply.type)}")
 
     def _on_source_failed(self, attempt: FetchAttempt, error: TrollmovesError) -> None:
-        if isinstance(error, NoReply) and (member := self._other_member(attempt)):
-            attempt.sources = {member: attempt.message, **attempt.sources}
+        if isinstance(error, NoReply):
+            log = attempt.announced.get("log")
+            if member := self._available.other_member(attempt.source, log, attempt.requested_from):
+                attempt.sources = {member: attempt.message, **attempt.sources}
         attempt.failures.append(error)
         suffix = self._failure_log.admit(f"{attempt.source} {type(error).__name__}")
         level = logging.WARNING if suffix is not None else logging.DEBUG
@@ -556,34 +565,6 @@ class Fetcher:
             if source != attempt.source and not _is_same(attempt.announced, announcement):
                 self.acknowledge(source, announcement)
 
-    # -- availability of sources
-
-    def _mark_source_down(self, source: str) -> None:
-        failures = self._down.get(source, (0.0, 0))[1] + 1
-        self._down[source] = (time.monotonic() + backoff(failures, initial=5.0), failures)
-
-    def _living_first(self, sources: dict[str, Message | str]) -> dict[str, Message | str]:
-        if len(sources) > 1:
-            sources = {source: sources[source] for source in sorted(sources, key=self._is_down)}
-        if self._fleets:
-            sources = {self._living(source, text): text for source, text in sources.items()}
-        return sources
-
-    def _living(self, source: str, announcement: Message | str) -> str:
-        """Return the address of a source, or of another member of its fleet if it does not reply."""
-        if not (self._fleets and self._is_down(source) and (metadata := _metadata(announcement))):
-            return source
-        others = self._fleets.others(source, metadata["log"])
-        return next((member for member in others if not self._is_down(member)), source)
-
-    def _other_member(self, attempt: FetchAttempt) -> str:
-        """Return the address of another member of the fleet that got no request of this attempt; empty without one."""
-        others = self._fleets.others(attempt.source, attempt.announced["log"]) if attempt.announced else ()
-        return next((member for member in others if member not in attempt.requested_from), "")
-
-    def _is_down(self, source: str) -> bool:
-        return self._down.get(source, (0.0, 0))[0] > time.monotonic()
-
 
 def _replayed_text(reply: Message | TrollmovesError, log: str, number: int) -> str:
     """Return the announcement with this number in the reply to a replay request; empty if it has none."""
@@ -594,12 +575,6 @@ def _replayed_text(reply: Message | TrollmovesError, log: str, number: int) -> s
         if (metadata.get("log"), metadata.get("number")) == (log, number):
             return str(text)
     return ""
-
-
-def _metadata(announcement: Message | str) -> dict[str, Any]:
-    if isinstance(announcement, Message):
-        return payload.announcement_metadata(announcement.data)
-    return payload.announcement_metadata_in(announcement)
 
 
 def _is_same(announced: Mapping[str, Any], text: str) -> bool:

@@ -9,6 +9,8 @@ from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import NamedTuple
 
+from trollmoves.utils.watched_threads import start_thread
+
 logger = logging.getLogger(__name__)
 
 CALL_TIMEOUT = 5.0  # s for one call; a local directory takes microseconds
@@ -45,8 +47,9 @@ class Preparer:
         must not block.
         """
         if self._thread is None:
-            self._thread = threading.Thread(target=self._loop, name=f"preparer-{self.name}", daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._loop, name=f"preparer-{self.name}", daemon=True)
+            start_thread(thread)
+            self._thread = thread
         self._jobs.put(_Job(key, call, then, failed))
         if self._stopping:
             self._reject_all()
@@ -106,7 +109,7 @@ class Preparer:
                 logger.info("[%s] %s: responds again", self.name, job.key)
 
         thread = threading.Thread(target=call, name=f"prepare-{self.name}", daemon=True)
-        thread.start()
+        start_thread(thread)
         if not self._stopping:
             ended.wait(CALL_TIMEOUT)
         return (results[0] if results else None), thread

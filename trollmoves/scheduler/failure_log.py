@@ -9,6 +9,7 @@ from trollmoves.errors import TrollmovesError
 from trollmoves.journal import Journal, Task
 from trollmoves.scheduler.lanes import Result
 from trollmoves.utils.outage_log import OutageLog
+from trollmoves.utils.texts import counted
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +49,7 @@ class FailureLog:
             logger.debug("[%s] %s (attempt %d): %s", task.chain, text, task.tries, error)
         elif error.held:
             count = self._journal.count_waiting(task.chain, task.lane)
-            waiting = f"; {count} file{'' if count == 1 else 's'} waiting until this is repaired" if count else ""
+            waiting = f"; {counted(count, 'file')} waiting until this is repaired" if count else ""
             logger.error("[%s] %s, held (attempt %d): %s%s%s", task.chain, text, task.tries, error, waiting, suffix)
         else:
             logger.warning("[%s] %s, will be retried (attempt %d): %s%s", task.chain, text, task.tries, error, suffix)

@@ -20,13 +20,15 @@ from trollmoves.errors import JournalError, TrollmovesError
 from trollmoves.journal import WAITING, Journal, Outcome, Task, batches
 from trollmoves.scheduler.circuit_breaker import Transition
 from trollmoves.scheduler.failure_log import FailureLog
-from trollmoves.scheduler.lanes import NEVER, ChainPolicy, Lane, LaneQueue, LowerLimits, Result, Scope, TaskKind
+from trollmoves.scheduler.lanes import NEVER, ChainPolicy, Lane, LowerLimits, Result, Scope, TaskKind
 from trollmoves.scheduler.outcomes import to_outcome
 from trollmoves.scheduler.pauses import Pauses
 from trollmoves.scheduler.shared_lanes import SharedLanes
 from trollmoves.scheduler.worker_limits import WorkerLimits
+from trollmoves.scheduler.worker_threads import WorkerThreads
 from trollmoves.utils.logs import LogThrottle
 from trollmoves.utils.rate import collect
+from trollmoves.utils.texts import counted
 from trollmoves.utils.watched_threads import WatchedThread
 
 if TYPE_CHECKING:
@@ -38,7 +40,6 @@ MAX_IDLE_SLEEP = 60.0  # s; every change wakes the scheduler thread earlier
 JOURNAL_RETRY_DELAY = 2.0  # s before the next attempt after a journal error, such as a full disk
 MAX_REVOKED = 100_000  # dropped tasks that are remembered because they may be submitted later
 MAX_PROVEN = 1000  # idle lanes that are remembered as healthy
-TIME_SLICE = 0.02  # s that a worker spends on a lane while other lanes wait for a worker
 
 
 class LaneState(NamedTuple):
@@ -71,10 +72,9 @@ class Scheduler:
         # ``created`` of dropped tasks by id, the newest last; a restart changes it
         self._revoked: dict[int, float] = {}
         self._highest_claimed_id = 0  # of all dropped lanes
-        self._tokens = LaneQueue()  # one entry for each assigned worker
         self._proven: dict[tuple[str, str], None] = {}  # healthy lanes that were dropped because they were idle
-        self._healthy_starved = False  # healthy lanes wait for a worker of another lane
         self.failures = FailureLog(journal)
+        self._workers = WorkerThreads(threads, self._on_finished, self.failures)
         self._policies: dict[str, ChainPolicy] = {}  # by chain
         self._pauses = Pauses()
         self._finished: deque[tuple[Lane, Task | None, Result]] = deque()
@@ -85,9 +85,6 @@ class Scheduler:
         self._stopping = False
         self._released = threading.Event()  # set after the stop, once unstarted tasks are released
         self._closing = threading.Event()
-        self._max_workers = threads
-        self._workers: list[threading.Thread] = []
-        self._worker_throttle = LogThrottle(burst=1)
         self._scheduler_thread = WatchedThread(target=self._scheduler_loop, name="scheduler", daemon=True)
         self._lane_parts: dict[tuple[str, str], int] = {}  # of shared lanes, also of dropped ones
         self.on_member_killed: Callable[[], None] = lambda: None
@@ -97,7 +94,7 @@ class Scheduler:
     def __repr__(self) -> str:
         lanes = self._all_lanes()
         count = sum(len(lane.in_flight) for lane in lanes)
-        return f"<Scheduler {len(self._workers)} workers, {count} tasks in {len(lanes)} lanes>"
+        return f"<Scheduler {len(self._workers.threads)} workers, {count} tasks in {len(lanes)} lanes>"
 
     def _all_lanes(self) -> list[Lane]:
         with self._lock:
@@ -109,9 +106,9 @@ class Scheduler:
         count = sum(len(lane.in_flight) for lane in lanes)
         held = sum(lane.breaker.held for lane in lanes)
         failing = sum(lane.breaker.failures > 0 and not lane.breaker.held for lane in lanes)
-        parts = [f"{count} task{'' if count == 1 else 's'} in flight"]
-        parts += [f"{failing} lane{'' if failing == 1 else 's'} backing off"] if failing else []
-        parts += [f"{held} lane{'' if held == 1 else 's'} held"] if held else []
+        parts = [f"{counted(count, 'task')} in flight"]
+        parts += [f"{counted(failing, 'lane')} backing off"] if failing else []
+        parts += [f"{counted(held, 'lane')} held"] if held else []
         return ", ".join(parts)
 
     # -- tasks and lanes
@@ -218,7 +215,7 @@ class Scheduler:
             lower_limits: limits of single lanes for the whole fleet.
         """
         if handler:
-            limit = min(limit, max(1, self._max_workers - 1))  # one thread remains for other lanes
+            limit = min(limit, max(1, self._workers.maximum - 1))  # one thread remains for other lanes
         registered = TaskKind(
             limit,
             handler,
@@ -396,62 +393,16 @@ class Scheduler:
             time.sleep(0.01)
         in_time = not self._is_busy()
         self._closing.set()
-        for _ in self._workers:
-            self._tokens.stop_one()
+        self._workers.stop()
         self.wake()
         end = max(deadline if in_time else 0.0, time.monotonic() + 0.5)
-        for thread in (*self._workers, self._scheduler_thread):
+        for thread in (*self._workers.threads, self._scheduler_thread):
             if thread.is_alive():
                 thread.join(max(0.0, end - time.monotonic()))
         return in_time
 
     def _is_busy(self) -> bool:
         return self._scheduler_thread.is_alive() and not (self._released.is_set() and not self.in_flight())
-
-    # -- worker threads
-
-    def _worker_loop(self) -> None:
-        while True:
-            lane = self._tokens.get()
-            if lane is None:
-                return
-            if self._run_ready(lane):
-                self._tokens.put(lane)
-            else:
-                self._finished.append((lane, None, Result()))  # unassigns this worker
-                self.wake()
-
-    def _run_ready(self, lane: Lane) -> bool:
-        """Run the ready tasks of a lane; return True if its time is over because other lanes wait for a thread."""
-        slice_end = time.monotonic() + TIME_SLICE
-        while True:
-            try:
-                task = lane.ready.popleft()
-            except IndexError:
-                return False
-            result = self._run(lane, task)
-            lane.last_progress = time.monotonic()
-            self._finished.append((lane, task, result))
-            self.wake()
-            if result.error and result.error.outage:
-                return False  # the scheduler thread decides how the lane continues
-            if lane.has_excess_workers():
-                return False
-            if lane.last_progress > slice_end:
-                if not self._tokens.empty():
-                    return True
-                if self._healthy_starved:
-                    return False
-
-    def _run(self, lane: Lane, task: Task) -> Result:
-        kind = lane.kind
-        if kind is None or kind.handler is None:
-            task.tries -= 1  # the chain was stopped
-            return Result(retry_in=0.0)
-        try:
-            return kind.handler(task) or Result()
-        except Exception as error:  # an error in one task must not stop the scheduler
-            return self.failures.to_result(task, error)
 
     # -- scheduler thread
 
@@ -460,6 +411,11 @@ class Scheduler:
         if not self._woken:
             self._woken = True
             self._wakeups.put(None)
+
+    def _on_finished(self, lane: Lane, task: Task | None, result: Result) -> None:
+        """Add the result of a run, or the end of an assignment of a worker if ``task`` is None. Any thread."""
+        self._finished.append((lane, task, result))
+        self.wake()
 
     def _scheduler_loop(self) -> None:
         throttle = LogThrottle(burst=1)
@@ -560,8 +516,8 @@ class Scheduler:
 
     def _dispatch_due(self) -> None:
         lanes = self._all_lanes()
-        limits = WorkerLimits(lanes, self._max_workers)
-        if self._healthy_starved or any(policy.priority for policy in self._policies.values()):
+        limits = WorkerLimits(lanes, self._workers.maximum)
+        if self._workers.healthy_starved or any(policy.priority for policy in self._policies.values()):
             lanes.sort(key=lambda lane: (-lane.priority, lane.starved_since))
         healthy_starved = False
         for lane in lanes:
@@ -576,24 +532,8 @@ class Scheduler:
                 healthy_starved |= lane.breaker.healthy and lane.starved_since < NEVER
             if lane.is_idle():
                 self._drop_idle_lane(lane)
-        self._healthy_starved = healthy_starved
-        self._start_workers(limits.assigned)
-
-    def _start_workers(self, assigned: int) -> None:
-        """Start a thread for each assigned worker, up to the maximum; without memory for one, the others go on."""
-        while len(self._workers) < min(assigned, self._max_workers):
-            worker = threading.Thread(target=self._worker_loop, name=f"worker-{len(self._workers)}", daemon=True)
-            try:
-                worker.start()
-            except RuntimeError as error:
-                if not self._workers:
-                    raise
-                if (more := self._worker_throttle.admit()) is not None:
-                    logger.warning(
-                        "cannot start worker %d (%s); continuing with fewer%s", len(self._workers) + 1, error, more
-                    )
-                return
-            self._workers.append(worker)
+        self._workers.healthy_starved = healthy_starved
+        self._workers.start(limits.assigned)
 
     def _claim(self, lane: Lane) -> list[Task]:
         with self._claiming:
@@ -612,7 +552,7 @@ class Scheduler:
                 return
             lane.workers += 1
             lane.last_progress = now
-            self._tokens.put(lane)
+            self._workers.assign(lane)
 
     def _drop_idle_lane(self, lane: Lane) -> None:
         with self._lock:
@@ -634,8 +574,7 @@ class Scheduler:
     def _start_async(self, lane: Lane, handler: AsyncHandler, task: Task) -> None:
         def finish(result: Result) -> None:
             with suppress(IndexError):
-                self._finished.append((lane, unfinished.pop(), result))
-                self.wake()
+                self._on_finished(lane, unfinished.pop(), result)
 
         unfinished = [task]  # only the first call of finish counts
         try:

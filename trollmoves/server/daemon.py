@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
+from trollmoves.chains import Chain, Runtime
 from trollmoves.config.options import ServerOptions
-from trollmoves.daemon import Chain, Runtime
 from trollmoves.daemons.provider import ProviderChain, ProviderDaemon
 from trollmoves.journal import Task
 from trollmoves.matching.patterns import Origin
@@ -31,12 +31,12 @@ class ServerChain(ProviderChain):
         """Bind the request port; raise StartError if it is in use."""
         self.name = options.name
         self._backlog = backlog
-        self._request_handler = None
+        self.request_handler = None
         root = Origin(options.origin).root if options.origin else None
         policy = SymlinkPolicy(self.name, root, options.external_symlinks)
         file_store = LocalFileStore(self.name, policy, options.quiet_time)
         if options.request_port is not None:
-            self._request_handler = RequestHandler(
+            self.request_handler = RequestHandler(
                 options,
                 options.request_port,
                 runtime.journal,
@@ -45,7 +45,7 @@ class ServerChain(ProviderChain):
                 file_store,
                 runtime.health.of_chain,
             )
-            self.announcer = self._request_handler.announcer
+            self.announcer = self.request_handler.announcer
         else:
             self.announcer = Announcer(
                 self.name,
@@ -57,8 +57,8 @@ class ServerChain(ProviderChain):
                 describe=RemoteFileDescriber(options, policy).describe,
             )
         self.announcer.on_announced = runtime.on_announced
-        if options.delete and self._request_handler:
-            self.announcer.removals = self._request_handler.removals
+        if options.delete and self.request_handler:
+            self.announcer.removals = self.request_handler.removals
         announce = self.announcer.announce
         self._source: DirectorySource | MessageSource
         if options.origin is None:
@@ -68,38 +68,38 @@ class ServerChain(ProviderChain):
                 options, runtime.journal, runtime.scheduler, policy, announce, backlog=backlog, polling=polling
             )
 
-    @property
-    def takes_requests(self) -> bool:
-        """True if the chain has a request port."""
-        return self._request_handler is not None
-
     def provider_states(self) -> dict[str, bool]:
         """Return whether each publisher of messages is connected, by address. Any thread."""
         return self._source.connection_states() if isinstance(self._source, MessageSource) else {}
 
     def start(self) -> None:
         """Start replying to requests, then start announcing."""
-        if self._request_handler:
-            self._request_handler.start(republish=self._backlog)
+        if self.request_handler:
+            self.request_handler.start(republish=self._backlog)
         else:
-            self.announcer.start(republish=False)
+            self.announcer.start()
         self._source.start()
+
+    def on_reload(self) -> None:
+        """Repeat the undelivered announcements, unless the backlog is disabled."""
+        if self._backlog:
+            super().on_reload()
 
     def repeat_last_messages(self) -> None:
         """Publish announcements of killed members of the fleet again, of which they cannot answer the requests."""
-        if self._request_handler:
-            self._request_handler.repeat_last_messages()
+        if self.request_handler:
+            self.request_handler.repeat_last_messages()
 
     def on_dropped(self, tasks: Sequence[Task]) -> None:
         """Reject the requests for files that an operator dropped."""
-        if self._request_handler:
-            self._request_handler.pushes.on_dropped(tasks)
+        if self.request_handler:
+            self.request_handler.pushes.on_dropped(tasks)
 
     def stop(self) -> None:
         """Stop announcing, then stop replying to requests."""
         self._source.stop()
-        if self._request_handler:
-            self._request_handler.stop()
+        if self.request_handler:
+            self.request_handler.stop()
         else:
             self.announcer.stop()
 
@@ -110,11 +110,6 @@ class Server(ProviderDaemon[ServerOptions]):
     role = "server"
     options = ServerOptions
     service = "move_it_server"
-
-    def on_reload(self, chain: Chain) -> None:
-        """Repeat the undelivered announcements of a chain, unless its backlog is disabled."""
-        if not self.arguments.disable_backlog:
-            super().on_reload(chain)
 
     def make_chain(self, options: ServerOptions, runtime: Runtime) -> Chain:
         """Return a new chain for a section."""

@@ -13,14 +13,13 @@ from typing import Any
 
 from trollmoves import unpacking
 from trollmoves.config.options import OWN, ServerOptions
-from trollmoves.errors import BadDestination, MessageError, RequestRejected
+from trollmoves.errors import MessageError, RequestRejected
 from trollmoves.journal import DONE, Journal, Task
 from trollmoves.matching.patterns import Origin
 from trollmoves.messaging import payload
 from trollmoves.messaging.messages import Message
 from trollmoves.messaging.nameserver import ServiceDiscovery
 from trollmoves.messaging.subscriber import PublisherEndpoint, Subscriber
-from trollmoves.net import hosts, urls
 from trollmoves.provider.announcer import Announcement
 from trollmoves.provider.file_store import LINK_DIGESTS, size_and_mtime
 from trollmoves.scheduler.lanes import Result
@@ -259,7 +258,9 @@ class MessageSource:
         if not items:
             raise MessageError("it names no file")
         for item in items:
-            item["uri"] = path = _local_path(item["uri"])
+            uri = item["uri"]
+            path = payload.local_path(uri)
+            item["uri"] = path = path if "://" in uri else os.path.abspath(path)
             item.setdefault("uid", os.path.basename(path))
         paths = [item["uri"] for item in items]
         version = size_and_mtime(paths)
@@ -275,17 +276,3 @@ class MessageSource:
             fresh=True,
             repeat_after=repeat_after,
         )
-
-
-def _local_path(uri: Any) -> str:
-    if not isinstance(uri, str):
-        raise MessageError(f"the name of a file must be a string: {urls.excerpt(str(uri), 100)!r}")
-    if "://" not in uri:
-        return os.path.abspath(uri)
-    try:
-        url = urls.parse(uri)
-    except BadDestination as error:
-        raise MessageError(str(error)) from error
-    if not hosts.is_local(url.hostname):
-        raise MessageError(f"{urls.redacted(url)} is on another host")
-    return url.path

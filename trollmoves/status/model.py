@@ -20,9 +20,9 @@ WARNING_STATES = {PAUSED, BEHIND, SILENT, BACKING_OFF}
 CRITICAL_STATES = {HELD, DOWN}
 
 
-def worst(states: Iterable[str], default: str = IDLE) -> str:
-    """Return the worst state."""
-    return max(states, key=STATES.index, default=default)
+def worst(states: Iterable[str]) -> str:
+    """Return the worst state; that of an idle chain without any."""
+    return max(states, key=STATES.index, default=IDLE)
 
 
 def severity(state: str) -> int:

@@ -6,6 +6,7 @@ import fcntl
 import os
 import re
 import signal
+import sys
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
@@ -27,6 +28,10 @@ TURNSTILE, RUNNING = (
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as a shell sets it for background jobs
     signal.signal(signal.SIGINT, signal.default_int_handler)  # for our children: some are ended so
+
+# Without bytecode, each of thousands of processes would compile all modules.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 _ON_CI = os.environ.get("CI", "").lower() in ("1", "true")
 
@@ -67,8 +72,11 @@ def pytest_sessionfinish() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run slow tests first, to shorten the total run, and tests marked ``alone`` last."""
-    items.sort(key=lambda item: 1 if _marked(item, "alone") else -1 if _marked(item, "slow") else 0)
+    """Run tests marked ``alone`` first, then slow ones, to shorten the total run.
+
+    Each test marked ``alone`` waits for the running tests. At the beginning those of the other workers are short.
+    """
+    items.sort(key=lambda item: 0 if _marked(item, "alone") else 1 if _marked(item, "slow") else 2)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)  # outside the timeout of a test, which must not include this wait

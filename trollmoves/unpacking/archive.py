@@ -104,8 +104,8 @@ def _write_member(member: Member, staging: StagingDirectory, number: int, block_
     ):
         for block in member.blocks(block_size):
             file.write(block)
-        if file.tell() != member.size:
-            raise EOFError(f"it has {file.tell()} bytes instead of {member.size}")
+        if (written := file.tell()) != member.size:
+            raise EOFError(f"it has {written} bytes instead of {member.size}")
     if member.mtime is not None:
         with suppress(OSError, ValueError, OverflowError):  # a time that the file system does not support
             os.utime(file.name, (member.mtime, member.mtime))

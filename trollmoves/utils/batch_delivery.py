@@ -9,6 +9,7 @@ from typing import Generic, TypeVar
 
 from trollmoves.errors import TrollmovesError
 from trollmoves.utils.logs import LogThrottle
+from trollmoves.utils.texts import counted
 
 BACKOFF_INITIAL = 0.05  # s before the first retry; doubles with each retry
 BACKOFF_MAX = 5.0  # s
@@ -30,7 +31,7 @@ class BatchDelivery(Generic[Item]):
     """Calls a handler with batches of items and retries when it raises.
 
     After a temporary error (``TrollmovesError.temporary``) the same batch is retried until the handler succeeds. After
-    ``tries`` other errors the items are passed one by one, so that one bad item does not block the others. An item
+    ``TRIES`` other errors the items are passed one by one, so that one bad item does not block the others. An item
     that fails again is set aside: it is logged and passed to ``set_aside``.
 
     Args:
@@ -40,7 +41,6 @@ class BatchDelivery(Generic[Item]):
         describe: Returns the text of one item for the log.
         stopping: Ends all retries once it is set.
         set_aside: Called with the text of an item that keeps failing, and the last error, to record them.
-        tries: Attempts with errors that are not temporary.
         backoff_initial: Seconds before the first retry.
     """
 
@@ -53,7 +53,6 @@ class BatchDelivery(Generic[Item]):
         describe: Callable[[Item], str],
         stopping: threading.Event,
         set_aside: SetAside | None = None,
-        tries: int = TRIES,
         backoff_initial: float = BACKOFF_INITIAL,
     ) -> None:
         self._handler = handler
@@ -62,13 +61,12 @@ class BatchDelivery(Generic[Item]):
         self._describe = describe
         self._stopping = stopping
         self._set_aside = set_aside
-        self._tries = tries
         self._backoff_initial = backoff_initial
         self._throttle = LogThrottle(burst=1)
 
     def deliver(self, items: list[Item]) -> list[Item]:
         """Return the delivered items, once the others have been dropped or ``stopping`` is set."""
-        error = self._attempt(items, self._tries)
+        error = self._attempt(items, TRIES)
         if error is None:
             return items
         delivered = []
@@ -108,7 +106,7 @@ class BatchDelivery(Generic[Item]):
 
     def _log_failure(self, error: Exception, count: int) -> bool:
         """Log a failed attempt; return True if the error is temporary."""
-        items = f"{count} item{'s' * (count != 1)} from {self._source}"
+        items = f"{counted(count, 'item')} from {self._source}"
         if not (isinstance(error, TrollmovesError) and error.temporary):
             logger.error("[%s] the handler failed for %s", self._name, items, exc_info=error)
             return False

@@ -10,6 +10,7 @@ import logging
 import time
 
 from trollmoves.net.urls import redact_text
+from trollmoves.utils.texts import printable
 
 FORMAT = "[%(levelname)s: %(asctime)s : %(name)s] %(message)s"
 JOURNAL_FORMAT = "[%(levelname)s : %(name)s] %(message)s"  # the journal has the time
@@ -51,7 +52,7 @@ class RedactingFormatter(logging.Formatter):
             text = logging.Formatter(FORMAT).format(record)
         text = redact_text(text)
         if record.exc_info or record.exc_text or record.stack_info:
-            text = "\n    ".join(line if line.isprintable() else _escaped(line) for line in text.split("\n"))
+            text = "\n    ".join(map(printable, text.split("\n")))
         return text
 
 
@@ -104,12 +105,3 @@ def _message(record: logging.LogRecord) -> str:
     if len(message) > MAX_MESSAGE_LENGTH:
         message = redact_text(message, MAX_MESSAGE_LENGTH)
     return printable(message)
-
-
-def printable(text: str) -> str:
-    """Return the text on one line, with control characters, invalid characters and line ends escaped."""
-    return text if text.isprintable() else _escaped(text)
-
-
-def _escaped(text: str) -> str:
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)

@@ -22,6 +22,7 @@ from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple
 
 from trollmoves.utils.log_format import is_constant, resolved
+from trollmoves.utils.texts import counted
 
 logger = logging.getLogger(__name__)
 
@@ -263,7 +264,7 @@ def _reopen_file(handler: logging.FileHandler) -> None:
 
 
 def _report(count: int, cause: str) -> logging.LogRecord:
-    text = f"{count} log line{'' if count == 1 else 's'} dropped: {cause}"
+    text = f"{counted(count, 'log line')} dropped: {cause}"
     return logger.makeRecord(logger.name, logging.WARNING, __file__, 0, text, (), None)
 
 

@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from trollmoves.utils.texts import counted
+
 SUMMARY_INTERVALS = (300.0, 1800.0, 3600.0)  # s between summaries; the last one repeats
 MAX_CAUSES = 100
 
@@ -57,5 +59,4 @@ class OutageLog:
             since = min(outage.since for outage in self._outages.values())
             failures = sum(outage.failures for outage in self._outages.values())
             self._outages.clear()
-        plural = "" if failures == 1 else "s"
-        return f" ({failures} failure{plural} in {self._clock() - since:.0f} s)"
+        return f" ({counted(failures, 'failure')} in {self._clock() - since:.0f} s)"

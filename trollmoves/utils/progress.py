@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TextIO
 
 from trollmoves.utils.logs import format_bytes
+from trollmoves.utils.texts import counted
 
 REFRESH_INTERVAL = 0.2  # s between two updates on a terminal
 FIRST_LINE_AFTER = 2.0  # s until the first line of a pipe or file; each further interval is twice as long
@@ -55,18 +56,14 @@ class Progress:
         share = sent / self.total if self.total else self.done / max(self.files, 1)
         files = f"{self.done}/{self.files}"
         rate = f"{format_bytes(round(sent / self.seconds))}/s"
-        text = f"{self.done} of {counted(self.files)}, {format_bytes(sent)} of {format_bytes(self.total)}, {rate}"
+        size = f"{format_bytes(sent)} of {format_bytes(self.total)}"
+        text = f"{self.done} of {counted(self.files, 'file')}, {size}, {rate}"
         width = min(BAR_WIDTH, columns - len(text) - len("[] "))
         if width >= MIN_BAR_WIDTH:
             filled = int(share * width)
             return f"[{'#' * filled}{'.' * (width - filled)}] {text}"
         shorter = (text, f"{files}, {share:.0%}, {rate}", f"{files} {share:.0%}")
         return next((line for line in shorter if len(line) <= columns), shorter[-1][:columns])
-
-
-def counted(files: int) -> str:
-    """Return the number with its noun, such as ``2 files``."""
-    return f"{files} file{'' if files == 1 else 's'}"
 
 
 class ProgressDisplay:

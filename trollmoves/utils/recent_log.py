@@ -13,8 +13,8 @@ MAX_LENGTH = 2_000  # characters of a line
 class RecentLog(logging.Handler):
     """A handler that keeps its newest lines. They contain no secrets: their formatter removes them."""
 
-    def __init__(self, level: int = logging.WARNING) -> None:
-        super().__init__(level)
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
         self._lines: deque[tuple[float, str, str]] = deque(maxlen=MAX_LINES)
 
     def emit(self, record: logging.LogRecord) -> None:

@@ -9,7 +9,7 @@ import logging
 import os
 import socket
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 from trollmoves.utils.watched_threads import WatchedThread, stack_of, stuck_threads
@@ -24,11 +24,11 @@ MAX_STATUS = 500  # characters
 class ServiceManager:
     """Reports the state of this process to the service manager that started it. Any thread."""
 
-    def __init__(self, environment: Mapping[str, str] = os.environ) -> None:
-        address = environment.get("NOTIFY_SOCKET", "")
+    def __init__(self) -> None:
+        address = os.environ.get("NOTIFY_SOCKET", "")
         self._address = f"\0{address[1:]}" if address.startswith("@") else address
-        pid = environment.get("WATCHDOG_PID", "")
-        microseconds = environment.get("WATCHDOG_USEC", "")
+        pid = os.environ.get("WATCHDOG_PID", "")
+        microseconds = os.environ.get("WATCHDOG_USEC", "")
         is_meant = pid in ("", str(os.getpid())) and microseconds.isascii() and microseconds.isdigit()
         self.watchdog_timeout = int(microseconds) / 1e6 if is_meant else 0.0
         """Seconds without a report after which the service manager restarts this process; 0 for never."""
@@ -120,9 +120,9 @@ class Reporter:
         return bool(found)
 
 
-def logs_to_journal(descriptor: int, environment: Mapping[str, str] = os.environ) -> bool:
+def logs_to_journal(descriptor: int) -> bool:
     """Return True if a descriptor is the connection to the journal of systemd that this service was started with."""
-    device, _, inode = environment.get("JOURNAL_STREAM", "").partition(":")
+    device, _, inode = os.environ.get("JOURNAL_STREAM", "").partition(":")
     try:
         status = os.fstat(descriptor)
     except OSError:

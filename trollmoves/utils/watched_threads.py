@@ -1,4 +1,4 @@
-"""Threads that must never block for long, and how to find one that does."""
+"""Threads that must never block for long: how they start others, and how to find one that blocks."""
 
 from __future__ import annotations
 
@@ -8,6 +8,26 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
+
+START_TIMEOUT = 10.0  # s in which a new thread must begin
+
+
+class _Begun(threading.Event):
+    """Set by a new thread; the wait for it ends with RuntimeError after START_TIMEOUT."""
+
+    def wait(self, timeout: float | None = None) -> bool:
+        if not super().wait(START_TIMEOUT if timeout is None else timeout):
+            raise RuntimeError("the new thread has no memory to begin")
+        return True
+
+
+def start_thread(thread: threading.Thread) -> None:
+    """Start a thread; raise RuntimeError if it cannot begin.
+
+    If there is memory for a new thread but not for its first call, ``Thread.start`` of CPython waits without end.
+    """
+    thread._started = _Begun()  # type: ignore[attr-defined]
+    thread.start()
 
 
 class WatchedThread(threading.Thread):

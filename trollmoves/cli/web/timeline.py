@@ -16,7 +16,7 @@ STEPS = 144  # in 24 hours
 
 
 class Timeline:
-    """Counts of files by section; each update only reads what was done since the last one. One thread."""
+    """Counts of files by section; each update only reads the tasks finished since the last one. One thread."""
 
     def __init__(self) -> None:
         self._counts: dict[tuple[str, str, str], Counter[int]] = {}  # by daemon, journal and chain

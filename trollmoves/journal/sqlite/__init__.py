@@ -13,13 +13,12 @@ from trollmoves.journal.sqlite.orders import OrderTable, recent_lanes, record_of
 from trollmoves.journal.sqlite.placement import network_warning, place_journal
 from trollmoves.journal.sqlite.pruning import Pruning
 from trollmoves.journal.sqlite.reader import SqliteReader, running_pid
-from trollmoves.journal.sqlite.statistics import Statistics, journal_size
+from trollmoves.journal.sqlite.statistics import Statistics
 
 __all__ = [
     "SqliteJournal",
     "SqliteReader",
     "exported",
-    "journal_size",
     "network_warning",
     "place_journal",
     "recent_lanes",

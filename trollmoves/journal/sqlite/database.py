@@ -313,7 +313,7 @@ class JournalDatabase:
                     self._lock_file = -1
 
     def _store_rest(self) -> None:
-        """Write what is kept in memory; called before the file is closed."""
+        """Write the states that are kept in memory; called before the file is closed."""
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:

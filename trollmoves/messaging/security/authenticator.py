@@ -25,6 +25,7 @@ from trollmoves.messaging.security import connection_monitor, curve_keys
 from trollmoves.messaging.security.connection_memory import MemoryLimits
 from trollmoves.messaging.security.connection_monitor import ConnectionMonitor
 from trollmoves.messaging.security.lingering import LingeringConnections
+from trollmoves.messaging.security.process_memory import ProcessMemory
 from trollmoves.messaging.wakeup import Wakeup
 from trollmoves.utils.logs import LogThrottle
 
@@ -39,6 +40,9 @@ KEY_RELOAD_INTERVAL = 1.0  # s; added and removed keys take effect after at most
 MAX_ANSWERS = 50  # handshakes answered before the memory is checked
 IDLE_MS = 1000
 CHECK_INTERVAL_MS = 20  # between checks of the memory of connections on which data arrive
+BURDENED_INTERVAL_MS = 5  # the same while many bytes are not read
+RESET_INTERVAL = 1.0  # s between measurements of the usual memory of this process
+MAX_GROWTH = 24_000_000  # bytes by which this memory may grow while many bytes are not read
 SWITCH_INTERVAL = 0.0002  # s after which another thread continues, while a port is flooded; Python's default is 0.005
 FLOOD_SECONDS = 5.0  # s after the last sign of a flood in which this is so
 ERROR_DELAY = 0.1  # s after an unexpected error
@@ -108,6 +112,10 @@ class Authenticator:
         self._lingering = LingeringConnections(self._readable)
         self._receiving = False
         self._closing = False
+        self._filtering = False
+        self._memory = ProcessMemory()
+        self._next_reset = 0.0  # monotonic
+        self._was_burdened = False  # since the last reset of the memory
         self._usual_switch_interval = sys.getswitchinterval()
         self._next_check = 0.0  # monotonic
         self._flood_end = 0.0  # monotonic
@@ -203,7 +211,15 @@ class Authenticator:
                 time.sleep(ERROR_DELAY)
 
     def _wait(self) -> int:
-        return CHECK_INTERVAL_MS if self._receiving or self._closing else IDLE_MS
+        if self._receiving:
+            return self._check_interval()
+        return CHECK_INTERVAL_MS if self._closing or self._filtering else IDLE_MS
+
+    def _check_interval(self) -> int:
+        return BURDENED_INTERVAL_MS if self._is_burdened() else CHECK_INTERVAL_MS
+
+    def _is_burdened(self) -> bool:
+        return any(monitor.is_burdened for monitor in self._monitors.values())
 
     def _check_memory(self) -> None:
         """Check the connections with new data, then wait: while data keep arriving, check at a fixed interval."""
@@ -216,23 +232,41 @@ class Authenticator:
             if monitor.is_flooded:
                 monitor.is_flooded = False
                 self._flood_end = now + FLOOD_SECONDS
+        self._filtering = sum(monitor.update_filter() for monitor in self._monitors.values()) > 0
         self._closing = sum(monitor.end_closing() for monitor in self._monitors.values()) > 0
         self._set_switch_interval(SWITCH_INTERVAL if now < self._flood_end else self._usual_switch_interval)
         self._lingering.close_expired()
 
     def _check_new_data(self, now: float) -> None:
+        was_idle = not (self._receiving or self._is_burdened())
         filenos = {fileno for fileno, _ in self._readable.poll(0)}
-        if filenos:  # otherwise the next data are checked at once: until then their descriptor remains readable
-            self._next_check = now + CHECK_INTERVAL_MS / 1000
         self._lingering.discard(filenos)
         for monitor in self._monitors.values() if filenos else ():
             monitor.on_data(filenos)
+        self._check_growth(now, begins=bool(filenos) and was_idle)
+        if filenos:  # otherwise the next data are checked at once: until then their descriptor remains readable
+            self._next_check = now + self._check_interval() / 1000
         if bool(filenos) != self._receiving:
             self._receiving = bool(filenos)
             if self._receiving:
                 self._poller.unregister(self._readable.fileno())
             else:
                 self._poller.register(self._readable.fileno(), zmq.POLLIN)
+
+    def _check_growth(self, now: float, *, begins: bool) -> None:
+        """Close connections while many bytes are not read and take much more memory than their number."""
+        is_due = now > self._next_reset
+        if self._is_burdened() and not (begins and is_due):
+            self._was_burdened = True
+            if self._memory.growth() > MAX_GROWTH:
+                for monitor in self._monitors.values():
+                    monitor.relieve()
+        elif is_due:
+            if self._was_burdened:  # else the next burden could take the memory that this one has left free, unnoticed
+                self._was_burdened = False
+                self._memory.trim()
+            self._memory.reset()
+            self._next_reset = now + RESET_INTERVAL
 
     @staticmethod
     def _set_switch_interval(seconds: float) -> None:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import zmq
 
 from trollmoves.messaging.security import handshake_errors
+from trollmoves.messaging.security.connection_filter import drop_connections
 from trollmoves.messaging.security.connection_memory import (
     HANDSHAKE_BYTES,
     ConnectionBytes,
@@ -37,7 +38,11 @@ MAX_CONNECTIONS = 4_000  # connections to one socket
 FD_DIVISOR = 8  # the share of the process's descriptors for connections to one socket is 1/FD_DIVISOR
 MAX_EVENTS = 50  # events processed before the authenticator answers others
 MAX_PENDING = 2_500  # more than the events that ZeroMQ queues before its I/O thread waits
-PENALTY = 5.0  # s after the end of a connection with too many bytes in which its address cannot connect
+PENALTY = 2.0  # s after too many bytes of a connection, or too many strikes, in which an address cannot connect
+MAX_STRIKES = 50  # connections of an address in STRIKE_SECONDS that are closed before they are of use
+STRIKE_SECONDS = 10.0
+FREE_BYTES = 2048  # received bytes of a connection, with those of its handshake, that are not a burden
+BURDEN = 8  # an address with more than 1/BURDEN of its limit of received bytes may be a burden
 RECENT_MS = 10_000  # ms since the last data from a peer
 
 MESSAGE_OVERHEAD = 256  # bytes of framing and encryption that a message has at most
@@ -45,7 +50,7 @@ CHECK_BYTES = 1_000_000  # sent bytes after which the connections are checked
 SUSPECT_SECONDS = 600.0  # s in which an address that sent a message of too many frames may have few unread bytes
 
 EVENTS = int(handshake_errors.FAILURES | zmq.EVENT_ACCEPTED | zmq.EVENT_ACCEPT_FAILED | zmq.EVENT_DISCONNECTED)
-EVENTS |= int(zmq.EVENT_MONITOR_STOPPED)
+EVENTS |= int(zmq.EVENT_LISTENING | zmq.EVENT_MONITOR_STOPPED)
 
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)
 _ESTABLISHED = 1  # of TCP's states
@@ -98,9 +103,14 @@ class ConnectionMonitor:
         self._published = 0
         self._unchecked = 0  # bytes sent since the last check
         self._unread = 0  # of all connections, as of their last updates
+        self._burden = 0  # the same, of each without FREE_BYTES
         self._left = Counter[str]()  # unread bytes of closed connections, by address
         self._suspects: dict[str, float] = {}  # monotonic time of the end, by address
         self._penalties: dict[str, float] = {}  # the same
+        self._strikes = Counter[str]()  # by address
+        self._strikes_end = 0.0  # monotonic
+        self._listener = -1  # descriptor
+        self._filtered = frozenset[str]()  # addresses
         self.check_due = False
         self.is_flooded = False  # since the authenticator has reset this
         self._max_connections = min(MAX_CONNECTIONS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // FD_DIVISOR)
@@ -166,7 +176,9 @@ class ConnectionMonitor:
         Called by the socket's thread. ZeroMQ hands over a message as a whole, which takes seconds for a million frames.
         """
         if connection := self._connections.get(descriptor):
-            self._suspects[connection.address] = time.monotonic() + SUSPECT_SECONDS
+            now = time.monotonic()
+            self._suspects[connection.address] = now + SUSPECT_SECONDS
+            self._penalties[connection.address] = now + PENALTY
             self._log_throttled(
                 "frames", f"closed the connection from {connection.address}: its message has too many frames"
             )
@@ -177,7 +189,9 @@ class ConnectionMonitor:
         found = [descriptor for fileno in filenos if (descriptor := self._by_fileno.get(fileno)) is not None]
         largest = max((self._update(descriptor).unread for descriptor in found), default=0)
         if found and (
-            largest > HANDSHAKE_BYTES // 2 or self._unread > self._limits.unread.address // 2 or self._suspects
+            largest > HANDSHAKE_BYTES // 2
+            or self._unread > self._limits.unread.address // 2
+            or any(self._connections[descriptor].address in self._suspects for descriptor in found)
         ):
             self.check()
 
@@ -185,31 +199,75 @@ class ConnectionMonitor:
         """Close the connections with too many bytes in memory."""
         self.check_due = False
         now = time.monotonic()
-        for ends in (self._suspects, self._penalties):
-            for address in [address for address, end in list(ends.items()) if now > end]:
-                del ends[address]
+        _remove_ended(self._suspects, now)
         for one in excess(list(map(self._update, self._connections)), self._limits, self._suspects, self._left):
-            self.is_flooded = True
-            has_sent_much = one.unread > one.unsent
-            if has_sent_much and one.authenticated:  # a connection without a key does not affect those with keys
-                self._penalties[one.address] = now + PENALTY
-            self._log_throttled(
-                "memory",
-                f"closed the connection from {one.address}: {readable_size(one.unread)} received and not complete or "
-                f"not read, {readable_size(one.unsent)} sent and not accepted by the client",
-            )
-            _cut(one.socket, reset=has_sent_much)
+            self._end_excessive(one)
+
+    @property
+    def is_burdened(self) -> bool:
+        """True if the received bytes can take much memory."""
+        return self._burden > self._limits.unread.address // BURDEN
+
+    def relieve(self) -> None:
+        """Close the connections of the address with the most received bytes, if these are many."""
+        per_address: Counter[str] = Counter()
+        for one in map(self._update, list(self._connections)):
+            per_address[one.address] += one.unread
+        address, size = max(per_address.items(), key=lambda item: item[1], default=("", 0))
+        if size > self._limits.unread.address // BURDEN:
+            for connection in list(self._connections.values()):
+                if connection.address == address and connection.bytes.unread > FREE_BYTES:
+                    self._end_excessive(connection.bytes)
+
+    def _end_excessive(self, one: ConnectionBytes) -> None:
+        """Close a connection with too many bytes in memory."""
+        self.is_flooded = True
+        has_sent_much = one.unread > one.unsent
+        if has_sent_much and one.authenticated:  # a connection without a key does not affect those with keys
+            self._penalties[one.address] = time.monotonic() + PENALTY
+        elif not has_sent_much:
+            self._strike(one.address)
+        self._log_throttled(
+            "memory",
+            f"closed the connection from {one.address}: {readable_size(one.unread)} received and not complete or "
+            f"not read, {readable_size(one.unsent)} sent and not accepted by the client",
+        )
+        _cut(one.socket, reset=has_sent_much)
+
+    def update_filter(self) -> bool:
+        """Let the kernel drop the connection requests of the refused addresses; return True if there are any."""
+        _remove_ended(self._penalties, time.monotonic())
+        if (refused := frozenset(self._penalties)) != self._filtered:
+            self._filtered = refused
+            with suppress(OSError, ValueError):  # without it, their connections are closed
+                drop_connections(self._listener, self.port, refused)
+        return bool(refused)
+
+    def _strike(self, address: str) -> None:
+        """Count a connection that was closed before it was of use; after MAX_STRIKES refuse its address for a while."""
+        now = time.monotonic()
+        if now > self._strikes_end:
+            self._strikes, self._strikes_end = Counter(), now + STRIKE_SECONDS
+        if now > self._penalties.get(address, 0.0):  # a refused connection does not prolong this
+            self._strikes[address] += 1
+        if self._strikes[address] > MAX_STRIKES:
+            del self._strikes[address]
+            self._penalties[address] = now + PENALTY
 
     def _update(self, descriptor: int) -> ConnectionBytes:
         connection = self._connections[descriptor]
-        self._unread -= connection.bytes.unread
+        self._count(connection.bytes, -1)
         connection.bytes.update(
             self._read[descriptor] - connection.read_before,
             self._published + self._sent[descriptor] - connection.sent_before,
             secured=self._secured,
         )
-        self._unread += connection.bytes.unread
+        self._count(connection.bytes, 1)
         return connection.bytes
+
+    def _count(self, one: ConnectionBytes, sign: int) -> None:
+        self._unread += sign * one.unread
+        self._burden += sign * max(0, one.unread - FREE_BYTES)
 
     def close(self) -> None:
         """Close the duplicated descriptors; the socket itself is closed already."""
@@ -225,6 +283,8 @@ class ConnectionMonitor:
         elif event == zmq.EVENT_ACCEPT_FAILED:
             if value in _EXHAUSTED:  # otherwise the accept filters rejected it
                 self._log_throttled("accept", f"cannot accept connections: {os.strerror(value)}")
+        elif event == zmq.EVENT_LISTENING:
+            self._listener = value
         elif event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
             self._rejected += 1
         else:
@@ -276,6 +336,8 @@ class ConnectionMonitor:
         address = connection.address if connection else "an unknown address"
         if not failed and not self._rejected and not (connection and self._update(descriptor).authenticated):
             failed = HandshakeError.PROTOCOL_ERROR  # an obsolete version, for which ZeroMQ has no event
+        if connection and (failed or self._rejected):
+            self._strike(address)
         if failed:
             why = handshake_errors.explain_for_server(failed, secured=self._secured)
             level = logging.INFO if failed in (HandshakeError.DISCONNECTED, HandshakeError.TIMEOUT) else logging.WARNING
@@ -311,6 +373,7 @@ class ConnectionMonitor:
         return bool(self._closing)
 
     def _linger(self, connection: _Connection, descriptor: int) -> None:
+        self._strike(connection.address)
         size = readable_size(self._most_bytes)
         self._log_throttled(
             "cut",
@@ -338,11 +401,16 @@ class ConnectionMonitor:
         del self._connections[descriptor]
         self._closing.discard(descriptor)
         self._by_fileno.pop(connection.socket.fileno(), None)
-        self._unread -= connection.bytes.unread
+        self._count(connection.bytes, -1)
         self._per_address[connection.address] -= 1
         if not self._per_address[connection.address]:
             del self._per_address[connection.address]
         return connection
+
+
+def _remove_ended(ends: dict[str, float], now: float) -> None:
+    for address in [address for address, end in list(ends.items()) if now > end]:
+        del ends[address]
 
 
 def _cut(connection: socket.socket, *, reset: bool) -> None:

@@ -26,8 +26,8 @@ from trollmoves.errors import (
     TransferError,
 )
 from trollmoves.movers import options, ssh_options
-from trollmoves.movers.base import PartialId, is_partial, partial_path
 from trollmoves.movers.host_capabilities import HostCapabilities, Limitation
+from trollmoves.movers.partials import PartialId, is_partial, partial_path
 from trollmoves.movers.pool import PROBE_TIMEOUT, Connection
 from trollmoves.movers.remote import Endpoint
 from trollmoves.movers.source_file import SourceFile

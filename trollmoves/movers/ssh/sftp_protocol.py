@@ -11,7 +11,7 @@ from trollmoves.errors import ConnectionFailed
 from trollmoves.movers.ssh.channel import Channel
 from trollmoves.movers.ssh.connection import MAX_QUOTED
 
-INIT, VERSION, OPEN, CLOSE, WRITE, LSTAT, FSTAT, REMOVE, MKDIR, STAT, RENAME = 1, 2, 3, 4, 6, 7, 8, 13, 14, 17, 18
+INIT, VERSION, OPEN, CLOSE, WRITE, FSTAT, REMOVE, MKDIR, STAT, RENAME = 1, 2, 3, 4, 6, 8, 13, 14, 17, 18
 STATUS, HANDLE, ATTRIBUTES, EXTENDED, EXTENDED_REPLY = 101, 102, 105, 200, 201
 OK, NO_SUCH_FILE, PERMISSION_DENIED, FAILURE, BAD_MESSAGE, NO_CONNECTION, CONNECTION_LOST, UNSUPPORTED = (
     *(0, 2, 3, 4, 5, 6, 7, 8),

@@ -114,7 +114,7 @@ PLACES: Mapping[str, Sequence[Place]] = {
         Place("botocore.client:BaseClient._make_api_call", True, lambda arguments, _: arguments[1] == "UploadPart"),
     ],
     "sent": [_end("movers.base:Mover._verify"), _end("fetching.fetch:_Partial.__exit__")],
-    "delivered": [_end("provider.pushes:move_it"), _end("dispatcher.deliveries:move_it")],
+    "delivered": [_end("provider.push_delivery:move_it"), _end("dispatcher.deliveries:move_it")],
     "committed": [_end("scheduler.scheduler:Scheduler._store", _has_batch)],
     "replied": [_end("provider.pushes:reply_delivered")],
     "ack-received": [_begin("provider.request_handler:RequestHandler._acknowledge")],

@@ -234,8 +234,8 @@ DEFENCES = (
     _defence(
         "control characters in the log",
         "utils/log_format.py",
-        "line if line.isprintable() else _escaped(line)",
-        "line",
+        'map(printable, text.split("\\n"))',
+        'text.split("\\n")',
         f"{ROGUE}::test_control_characters_in_the_log",
         "integration/test_logs.py",
     ),
@@ -475,7 +475,7 @@ DEFENCES = (
         "messaging/security/connection_memory.py",
         "        self.unread += SEGMENT_BYTES * max(0, segments - self.segments_base)\n",
         "",
-        f"{MEMORY}::test_frame_by_frame",
+        f"{LIMITS}::test_segments",
     ),
     _defence(
         "frames of a message",
@@ -503,7 +503,28 @@ DEFENCES = (
         "messaging/security/connection_monitor.py",
         "if time.monotonic() < self._penalties.get(address, 0.0):",
         "if False:",
+        f"{MEMORY}::test_refused_without_a_filter",
+    ),
+    _defence(
+        "connection requests of refused addresses",
+        "messaging/security/connection_monitor.py",
+        "drop_connections(self._listener, self.port, refused)",
+        "pass",
         f"{MEMORY}::test_address_of_a_closed_connection",
+    ),
+    _defence(
+        "failed handshakes of an address",
+        "messaging/security/connection_monitor.py",
+        "if self._strikes[address] > MAX_STRIKES:",
+        "if False:",
+        f"{MEMORY}::test_address_of_failed_handshakes",
+    ),
+    _defence(
+        "growth of the process",
+        "messaging/security/authenticator.py",
+        "if self._memory.growth() > MAX_GROWTH:",
+        "if False:",
+        f"{MEMORY}::test_bytes_that_take_much_more_memory",
     ),
     _defence(
         "values of a request",

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
 import re
+import sys
+import tempfile
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 from trollmoves.tests.helpers.daemons import Process, Testbed
 from trollmoves.tests.helpers.recording import RecordingSubscriber
+from trollmoves.tests.servers import postgresql
 from trollmoves.tests.servers.postgresql import Postgresql
 
 _JOURNAL = re.compile(r"postgresql://\S+\?(schema=\w+)\S*")
@@ -56,7 +61,27 @@ class FleetSite:
         )
 
 
-def last_lines(processes: list[Process], count: int = 5) -> str:
+def run_example(folder: Path, description: str, run: Callable[[FleetSite, int], bool]) -> int:
+    """Run an example, with the number of files on the command line; return its exit status."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--files", type=int, default=2000, help="number of files (default %(default)s)")
+    arguments = parser.parse_args()
+    if why := postgresql.missing():
+        parser.error(f"PostgreSQL is missing: {why}; install it, or set PG_BIN to the directory of initdb")
+    with (
+        tempfile.TemporaryDirectory(prefix=f"trollmoves-{folder.name}-") as root,
+        Postgresql() as database,
+        Testbed(Path(root)) as testbed,
+    ):
+        site = FleetSite(testbed, database, folder)
+        try:
+            return 0 if run(site, arguments.files) else 1
+        except AssertionError as error:
+            print(f"{error}\n{_last_lines(site.processes)}", file=sys.stderr)  # noqa: T201
+            return 1
+
+
+def _last_lines(processes: list[Process], count: int = 5) -> str:
     """Return the last log lines of each process, to explain a failure."""
     logs = {one.log.stem: one.log.read_text().splitlines()[-count:] for one in processes if one.log.exists()}
     return "\n".join(f"{name}: {line}" for name, lines in logs.items() for line in lines)

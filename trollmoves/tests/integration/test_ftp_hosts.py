@@ -8,6 +8,7 @@ import shutil
 import socketserver
 import ssl
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
@@ -17,11 +18,19 @@ from urllib.parse import quote
 
 import pytest
 
-from trollmoves.errors import AuthenticationFailed, ConnectionFailed, OriginChanged, TooManyConnections, TransferError
+from trollmoves.errors import (
+    AuthenticationFailed,
+    ConnectionFailed,
+    OriginChanged,
+    OriginUnreadable,
+    TooManyConnections,
+    TransferError,
+)
 from trollmoves.movers import FtpMover, close_connections, is_partial, move_it
 from trollmoves.movers.host_capabilities import Limitation
 from trollmoves.movers.pool import shared_pool
 from trollmoves.tests.servers import pyftpd, vsftpd
+from trollmoves.tests.servers.contract import unreadable_file
 from trollmoves.tests.servers.pyftpd import PASSWORD, USER, PyFtpd
 from trollmoves.tests.servers.vsftpd import Vsftpd
 
@@ -131,6 +140,17 @@ def test_partial_that_cannot_be_removed(
     assert {name: content for name, content in tree(root).items() if name not in left} == sent
     assert len(left) == 1
     assert [left[0] in record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [True]
+
+
+def test_no_reply_to_an_abort(start: Start, tmp_path: Path, root: Path) -> None:
+    """A host that does not reply to the abort of a transfer costs seconds, not ``stall_timeout``, and no partial."""
+    url, attrs = start("silent-abort"), {"stall_timeout": 200}
+    began = time.monotonic()
+    with pytest.raises(OriginUnreadable):
+        move_it(unreadable_file(), url, attrs)
+    assert time.monotonic() - began < 100
+    move_it(write(tmp_path, "a.dat"), url, attrs)
+    assert set(tree(root)) == {"a.dat"}
 
 
 def test_late_size(start: Start, tmp_path: Path, root: Path) -> None:

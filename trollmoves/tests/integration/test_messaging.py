@@ -437,6 +437,22 @@ def test_a_second_answer_is_not_taken_for_the_next(stack: ExitStack) -> None:
         time.sleep(0.01)
 
 
+def test_request_over_a_rejected_connection(stack: ExitStack) -> None:
+    """The error names the reason of the rejection, also if the server rejects the connection before the request."""
+    context = zmq.Context()
+    stack.callback(context.destroy, 0)
+    server = context.socket(zmq.ROUTER)
+    server.curve_server = True
+    server.curve_publickey, server.curve_secretkey = zmq.curve_keypair()
+    rejections = server.get_monitor_socket(zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL)
+    port = server.bind_to_random_port(f"tcp://{HOST}")
+    asking, answers = requester(stack), Answers()
+    asking.send_request(f"{HOST}:{port}", text("first"), SOON, answers, shared=True)
+    assert rejections.poll(int(SOON * 1000))
+    asking.send_request(f"{HOST}:{port}", text("second"), SOON, answers, shared=True)
+    assert ["it requires a key" in str(error) for error in answers.wait(2)] == [True, True]
+
+
 def test_a_server_may_come_later(stack: ExitStack) -> None:
     """A request to a server that is not there yet is answered when it comes within the time-out."""
     port = free_port()

@@ -26,9 +26,9 @@ from trollmoves.errors import (
 )
 from trollmoves.journal import Task
 from trollmoves.movers import MOVERS, FileMover, PartialId, clean_partials, is_partial, move_it
-from trollmoves.movers.base import Naming, partial_path
+from trollmoves.movers.base import Naming
 from trollmoves.movers.file import SMALL_FILE, LocalBackend
-from trollmoves.movers.partials import visible_partial_path
+from trollmoves.movers.partials import partial_path, visible_partial_path
 from trollmoves.movers.source_file import SourceFile
 from trollmoves.tests.helpers.waiting import until
 from trollmoves.tests.servers.contract import MoverContract, MoverTarget, RemoteFiles

@@ -102,7 +102,7 @@ def run(prefix: Path, command: str, *arguments: str | Path) -> subprocess.Comple
 
 
 def test_every_package_is_there(wheel: Path) -> None:
-    """The package holds every module but the tests, the systemd units, the status page, and the man pages."""
+    """The package contains every module except the tests, the systemd units, the status page, and the man pages."""
     modules = {path.relative_to(CHECKOUT).as_posix() for path in (CHECKOUT / "trollmoves").rglob("*.py")}
     with ZipFile(wheel) as archive:
         held = set(archive.namelist())
@@ -128,7 +128,7 @@ def test_sdist_builds_the_same_package(wheel: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_bare_environment(wheel: Path, tmp_path: Path) -> None:
-    """In an environment with nothing but the declared dependencies, each command runs."""
+    """In an environment with only the declared dependencies, each command runs."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True)
     scripts = tmp_path / "venv" / "bin"
@@ -159,7 +159,7 @@ def test_dependencies(wheel: Path) -> None:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_runs(installed: Path, command: str) -> None:
-    """Each command of bin/ is installed under its name, and describes its purpose."""
+    """Each command of bin/ is installed under its name, and prints its help."""
     done = run(installed, command, "--help")
     assert (done.stderr, done.returncode) == ("", 0)
     assert command in done.stdout
@@ -169,7 +169,7 @@ def test_every_command_runs(installed: Path, command: str) -> None:
     ("command", "text"), [("move_it_server.py", SERVER), ("move_it_client.py", CLIENT)], ids=["server", "client"]
 )
 def test_installed_daemons_check_their_configuration(installed: Path, tmp_path: Path, command: str, text: str) -> None:
-    """An installed daemon says its version, and what its configuration would run."""
+    """An installed daemon prints its version, and lists the sections of its configuration."""
     assert run(installed, command, "--version").stdout == f"trollmoves {trollmoves.__version__}\n"
     config = tmp_path / "moves.ini"
     config.write_text(text.format(folder=tmp_path))
@@ -179,7 +179,7 @@ def test_installed_daemons_check_their_configuration(installed: Path, tmp_path: 
 
 
 def test_conda_recipe_has_the_dependencies() -> None:
-    """The conda recipe requires what the package requires, and starts each command."""
+    """The conda recipe has the dependencies of the package, and starts each command."""
     recipe = (CHECKOUT / "packaging/conda/meta.yaml").read_text()
     project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]
     (listed,) = re.findall(r"^  run:\n((?:    - .*\n)+)", recipe, re.MULTILINE)

@@ -1,11 +1,13 @@
-"""Tests that what daemons may not write, for a while, costs nothing but time."""
+"""Directories and journals that daemons may not write for a while cause a delay, and no loss."""
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import subprocess
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,25 +20,26 @@ from trollmoves.tests.helpers.daemons import (
     mirror_section,
     server_section,
 )
+from trollmoves.tests.helpers.waiting import until
 from trollmoves.tests.integration.test_disk import calm, mount, use_up_names
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="missing: root")
 
 
 def as_plain_user(command: Sequence[str]) -> list[str]:
-    """Return a command that runs with the rights of a plain user, that owns what root owns."""
+    """Return a command that runs with the rights of a plain user, who owns the files of root."""
     if not shutil.which("setpriv"):
         pytest.skip("missing: setpriv")
     return ["setpriv", "--bounding-set=-all", "--inh-caps=-all", "--", *command]
 
 
 def without_privileges(process: Process) -> None:
-    """Have a daemon run as a plain user."""
+    """Run a daemon as a plain user."""
     process.command = as_plain_user(process.command)
 
 
 def run_without_privileges(testbed: Testbed, command: str, *arguments: str | Path) -> str:
-    """Run a command with the rights of a plain user until it ends; return what it prints."""
+    """Run a command with the rights of a plain user until it ends; return its output."""
     words = as_plain_user(testbed.command(command, *arguments))
     done = subprocess.run(words, capture_output=True, text=True, check=False, env=testbed.environment, timeout=60)
     assert "Traceback" not in done.stderr
@@ -89,7 +92,7 @@ def test_plain_user_may_not_read_the_origin(testbed: Testbed) -> None:
 
 
 def flag(testbed: Testbed, how: str, *paths: Path) -> None:
-    """Set or remove flags of files, as chattr does; they are gone at the end."""
+    """Set or remove flags of files, as chattr does; they are removed at the end."""
     if not shutil.which("chattr"):
         pytest.skip("missing: chattr")
     testbed.call_at_end(lambda: subprocess.run(["chattr", "-ia", *paths], capture_output=True, check=False))
@@ -108,7 +111,7 @@ def waits(pair: ServerClientPair, count: int) -> None:
 
 
 def test_plain_user_may_not_write_to_the_target(testbed: Testbed) -> None:
-    """Files for a directory that is not writable wait, others of the same host do not; chmod mends it."""
+    """Files for a directory that is not writable wait, others of the same host do not; chmod ends this."""
     pair = ServerClientPair(testbed)
     for process in (pair.server, pair.client):
         without_privileges(process)
@@ -127,9 +130,43 @@ def test_plain_user_may_not_write_to_the_target(testbed: Testbed) -> None:
     assert {path.name for path in pair.target.iterdir()} == set(pair.feeder.fed)
 
 
+@pytest.mark.parametrize("is_denied", [True, False], ids=["denied", "busy"])
+def test_delivered_files_are_removed_later(testbed: Testbed, is_denied: bool) -> None:
+    """Delivered files that cannot be removed are logged in a few lines, and removed when that is possible."""
+    pair = ServerClientPair(testbed, {"delete": "true", "remove_delay": 0})
+    paths = [pair.feeder.folder / name for name in pair.feeder.feed(5)]
+    if is_denied:
+        without_privileges(pair.server)
+        pair.feeder.folder.chmod(0o555)
+    else:
+        bind(testbed, *paths)
+    pair.start()
+    pair.wait_until_done()
+    reason = (
+        f"held (attempt 1): {os.strerror(errno.EACCES)}" if is_denied else f"(attempt 1): {os.strerror(errno.EBUSY)}"
+    )
+    pair.server.wait_for_line(reason)
+    calm(pair.server)
+    assert all(path.exists() for path in paths)
+    if is_denied:
+        pair.feeder.folder.chmod(0o755)
+    else:
+        subprocess.run(["umount", *paths], check=True)
+    until(lambda: not any(path.exists() for path in paths), 60, "the files are removed")
+
+
+def bind(testbed: Testbed, *paths: Path) -> None:
+    """Make files mount points, which cannot be removed."""
+    for path in paths:
+        if subprocess.run(["mount", "--bind", path, path], capture_output=True, check=False).returncode:
+            pytest.skip("missing: the right to mount")
+        unmount = ["umount", "--lazy", str(path)]
+        testbed.call_at_end(partial(subprocess.run, unmount, capture_output=True, check=False))
+
+
 @pytest.mark.parametrize("how", ["i", "a"])
 def test_target_is_flagged(testbed: Testbed, how: str) -> None:
-    """Nor may root write to a directory that is immutable or append-only; all arrives when it is not any more."""
+    """Files for an immutable or append-only directory, which root may not write, arrive when the flag is removed."""
     pair = ServerClientPair(testbed).start()
     pair.feeder.feed(3)
     pair.wait_until_done()
@@ -142,7 +179,7 @@ def test_target_is_flagged(testbed: Testbed, how: str) -> None:
 
 @pytest.mark.parametrize("role", ["server", "client"])
 def test_the_journal_may_not_be_written(testbed: Testbed, tmp_path: Path, role: str) -> None:
-    """While nothing can be written to the journal, nothing is lost or done unwritten; when it can it goes on."""
+    """While the journal cannot be written, no file is lost or sent without a record; afterwards work continues."""
     journal = tmp_path / "state" / "a.journal"  # on a disk: files in memory can be written whatever their flags
     pair = ServerClientPair(testbed)
     process = getattr(pair, role)
@@ -172,7 +209,7 @@ def test_the_journal_may_not_be_written(testbed: Testbed, tmp_path: Path, role: 
 
 @pytest.mark.parametrize("role", ["server", "client"])
 def test_the_disk_of_the_journal_takes_no_more_names(testbed: Testbed, role: str) -> None:
-    """A journal at work needs no more inodes than it has."""
+    """A journal in use needs no further inodes."""
     disk = mount(testbed, testbed.root / "disk", "size=24m", "nr_inodes=40")
     pair = ServerClientPair(testbed)
     process = getattr(pair, role)

@@ -247,13 +247,7 @@ class MoverContract:
 
     def test_unreadable_origin(self, target: MoverTarget, here: str) -> None:
         """An origin that fails during reading raises ``OriginUnreadable`` in every protocol."""
-        failing = "/sys/class/net/lo/speed"  # its size is 4096, and no byte can be read
-        try:
-            Path(failing).read_bytes()
-        except FileNotFoundError:
-            pytest.skip("missing: sysfs")
-        except OSError:
-            pass
+        failing = unreadable_file()
         with pytest.raises(OriginUnreadable, match=failing):
             move_it(failing, target.url(f"{here}/"), target.attrs)
         assert all(map(is_partial, target.files.tree(here)))  # removed over the next connection
@@ -539,6 +533,18 @@ class MoverContract:
         close_connections()
         until(lambda: _threads_and_sockets() <= before, 5, "threads and sockets are gone")
         assert set(target.files.tree(here)) == set("abcde")
+
+
+def unreadable_file() -> str:
+    """Return the path of a file with a size of 4096 bytes, of which none can be read; skip the test without one."""
+    path = "/sys/class/net/lo/speed"
+    try:
+        Path(path).read_bytes()
+    except FileNotFoundError:
+        pytest.skip("missing: sysfs")
+    except OSError:
+        pass
+    return path
 
 
 def _error_of(origin: Path, url: str, attrs: dict[str, Any]) -> TransferError | None:

@@ -31,6 +31,7 @@ QUIRKS = (
     "one-login",
     "latin-1",
     "foreign-address",
+    "silent-abort",
 )
 
 
@@ -171,11 +172,27 @@ def _with_quirks(base: Any, quirks: Sequence[str]) -> Any:
 
 def _quirky_settings(quirks: Sequence[str]) -> dict[str, Any]:
     settings: dict[str, Any] = {}
+    if "silent-abort" in quirks:
+        settings["dtp_handler"] = _silent_data_handler()
     if "latin-1" in quirks:
         settings |= {"encoding": "latin-1", "banner": "Anmeldung f\xfcr Ger\xe4te"}
     if "foreign-address" in quirks:
         settings["masquerade_address"] = "192.0.2.1"
     return settings
+
+
+def _silent_data_handler() -> Any:
+    """Return a handler that does not reply if no data came: pyftpdlib's own if it accepts the connection too late."""
+    from pyftpdlib.handlers import DTPHandler
+
+    class Handler(DTPHandler):  # type: ignore[misc]
+        def handle_close(self) -> None:
+            if self.tot_bytes_received:
+                super().handle_close()
+            else:
+                self.close()
+
+    return Handler
 
 
 def _count_logins(handler: Any) -> int:

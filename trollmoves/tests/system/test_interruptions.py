@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -63,28 +64,34 @@ def lines(output: Path) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("script", [PLAIN, POSTTROLL, OURS], ids=["plain", "posttroll", "ours"])
-def test_stopped_subscriber(tmp_path: Path, publisher: Publisher, script: str) -> None:
-    """A subscriber that is stopped for longer than a connection timeout gets every message, once and in order."""
-    output = tmp_path / "topics"
-    command = [*end_with_parent(), sys.executable, "-c", script, f"tcp://127.0.0.1:{publisher.port}"]
-    with output.open("w") as out, subprocess.Popen(command, stdout=out) as process:
+def test_stopped_subscribers(tmp_path: Path, publisher: Publisher) -> None:
+    """Subscribers that are stopped for longer than a connection timeout get every message, once and in order."""
+    outputs = [tmp_path / name for name in ("plain", "posttroll", "ours")]
+    with ExitStack() as stack:
+        processes = []
+        for script, output in zip((PLAIN, POSTTROLL, OURS), outputs, strict=True):
+            command = [*end_with_parent(), sys.executable, "-c", script, f"tcp://127.0.0.1:{publisher.port}"]
+            out = stack.enter_context(output.open("w"))
+            processes.append(stack.enter_context(subprocess.Popen(command, stdout=out)))
+            stack.callback(processes[-1].kill)
 
         def connected() -> bool:
             publisher.send(Message("/first", "file", {}))
             time.sleep(0.05)
-            return "/first" in output.read_text()
+            return all("/first" in output.read_text() for output in outputs)
 
-        until(connected, 20, "a subscriber")
-        process.send_signal(signal.SIGSTOP)
+        until(connected, 20, "all subscribers")
+        for process in processes:
+            process.send_signal(signal.SIGSTOP)
         expected = [f"pytroll://{number}" for number in range(COUNT)]
         for number in range(COUNT):
             publisher.send(Message(f"/{number}", "file", {"x": "x" * SIZE}))
         time.sleep(sockets.HEARTBEAT_TIMEOUT / 1000 + 5)  # no event shows that a connection is kept
-        process.send_signal(signal.SIGCONT)
-        until(lambda: expected[-1] in lines(output), 20, "the last message")
-        assert lines(output) == expected
-        process.kill()
+        for process in processes:
+            process.send_signal(signal.SIGCONT)
+        for output in outputs:
+            until(lambda output=output: expected[-1] in lines(output), 20, f"the last message in {output.name}")  # type: ignore[misc]
+            assert lines(output) == expected
 
 
 def test_queue_is_bounded_in_bytes(publisher: Publisher) -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from trollmoves.tests.helpers import legacy_peer
 from trollmoves.tests.helpers.daemons import ServerClientPair, Testbed
 from trollmoves.tests.helpers.waiting import until
 from trollmoves.tests.servers.process import ServerProcess
@@ -34,13 +33,9 @@ def settings(testbed: Testbed) -> Mapping[str, str]:
     return settings
 
 
-@pytest.mark.parametrize("old", [False, True], ids=["ours", "0.19"])
-def test_no_receipt_of_a_new_port_is_lost(testbed: Testbed, settings: Mapping[str, str], old: bool) -> None:
+def test_no_receipt_of_a_new_port_is_lost(testbed: Testbed, settings: Mapping[str, str]) -> None:
     """A posttroll subscriber that follows the nameserver gets every receipt of a client on a random port."""
     pair = ServerClientPair(testbed, publish_port=0, nameservers="localhost")
-    if old:
-        pair.client = legacy_peer.client(testbed, pair.client_sections)
-        pair.client.ready = lambda _: True
     pair.client.environment = {**pair.client.environment, **settings}
     listener = testbed.process(
         "listener", [sys.executable, "-c", LISTENER, "move_it_hrit"], testbed.root, lambda one: "message" in one.lines()

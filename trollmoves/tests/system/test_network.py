@@ -159,8 +159,8 @@ def test_slow_link(testbed: Testbed, network: Network) -> None:
 
 @pytest.mark.slow
 def test_outage_longer_than_every_timeout(testbed: Testbed, network: Network, sender: Sender) -> None:
-    """After a cut, or a loss of one direction only, everything is caught up with."""
-    cut, deaf, mute = receivers = [Receiver(testbed, network.host(), [sender]) for _ in range(3)]
+    """After a cut, a loss of one direction only, or a return at another address, everything is caught up with."""
+    cut, deaf, mute, vanished = receivers = [Receiver(testbed, network.host(), [sender]) for _ in range(4)]
     start(sender.server, *(receiver.client for receiver in receivers))
     sender.feeder.feed(5)
     for receiver in receivers:
@@ -170,32 +170,20 @@ def test_outage_longer_than_every_timeout(testbed: Testbed, network: Network, se
     cut.host.cut()
     deaf.host.drop_packets(incoming=1.0)
     mute.host.drop_packets(outgoing=1.0)
+    vanished.host.cut()
+    vanished.client.kill()
     sender.feeder.feed(50)
     until(lambda: sender.host.connections(sender.port) == 0, NOTICED, "the server notices that its peers are gone")
     sender.feeder.feed(50)
     cut.host.reconnect()
     deaf.host.drop_packets()
     mute.host.drop_packets()
+    vanished.host.move("10.77.0.99")
+    vanished.host.reconnect()
+    vanished.client.start()
     for receiver in receivers:
-        receiver.wait_for(sender.feeder)
-    assert delivered(sender) == 3 * 155
-
-
-@pytest.mark.slow
-def test_peer_vanishes(sender: Sender, receiver: Receiver) -> None:
-    """A client that vanished is detected; it may return at another address, and gets the missed files."""
-    in_touch(sender, receiver)
-    after_ping()
-    receiver.host.cut()
-    receiver.client.kill()
-    sender.feeder.feed(50)
-    until(lambda: sender.host.connections(sender.port) == 0, NOTICED, "the server notices that its peer is gone")
-    receiver.host.move("10.77.0.99")
-    receiver.host.reconnect()
-    receiver.client.start()
-    sender.feeder.feed(50)
-    receiver.wait_for(sender.feeder, killed=True)
-    assert delivered(sender) == 105
+        receiver.wait_for(sender.feeder, killed=receiver is vanished)
+    assert delivered(sender) == len(receivers) * 155
 
 
 @pytest.mark.slow

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import sqlite3
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import yaml
 
+from trollmoves.cli import main
 from trollmoves.messaging.messages import Message
 from trollmoves.tests.helpers.daemons import TOPIC, Process, Testbed, client_section, script, server_section
 from trollmoves.tests.helpers.recording import HOST
@@ -69,10 +73,13 @@ class Site:
             process.kill()
 
     def ask(self, *arguments: str | Path) -> tuple[int, str]:
-        """Return the exit code and the output of the command."""
-        done = self.testbed.run("trollmoves", *arguments)
-        assert done.stderr == ""
-        return done.returncode, done.stdout
+        """Return the exit code and the output of the command; it runs in this process, which is faster."""
+        environment = {name: text for name, text in self.testbed.environment.items() if name != "PYTHONPATH"}
+        out, errors = io.StringIO(), io.StringIO()
+        with mock.patch.dict(os.environ, environment), redirect_stdout(out), redirect_stderr(errors):
+            code = main([str(argument) for argument in arguments])
+        assert errors.getvalue() == ""
+        return code, out.getvalue()
 
     def json(self, *arguments: str | Path, code: int | None = None) -> dict[str, Any]:
         """Return the output of the command as JSON."""
@@ -195,9 +202,23 @@ def ask_about_journals(site: Site, tmp_path: Path, *, running: bool) -> None:
     assert site.ask("journal", site.configs[1], "--backup", copy)[0] == UNKNOWN  # it exists
 
 
+def check_tables(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ask for tables on terminals of several widths."""
+    for columns in (80, 120, 200):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        for arguments in (["status"], ["queue"], ["held"], ["history", site.names[0]]):
+            text = site.ask(*arguments)[1]
+            table = [line for line in text.splitlines()[1:] if not line.startswith(("[", "CRITICAL"))]
+            assert max(map(len, table)) <= columns
+            assert "\x1b" not in text
+
+
 @pytest.mark.slow
 def test_an_operator_asks(testbed: Testbed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each question has an answer in text and JSON, also while the daemons are down; the journals do not change."""
+    """Each question has an answer in text and JSON, also while the daemons are down; the journals do not change.
+
+    The rows of tables are not longer than the terminal is wide, and without a terminal they have no colour.
+    """
     monkeypatch.delenv("COLUMNS", raising=False)  # the tests run with one, and without a terminal nothing is cut then
     site = Site(testbed)
     site.start()
@@ -210,7 +231,9 @@ def test_an_operator_asks(testbed: Testbed, tmp_path: Path, monkeypatch: pytest.
     assert code == CRITICAL
     assert "Connection refused" in text
     for config in site.configs:
-        assert site.ask("check", config)[0] == OK
+        assert testbed.run("trollmoves", "check", config).returncode == OK
+    check_tables(site, monkeypatch)
+    monkeypatch.delenv("COLUMNS")
     site.kill()
     before = site.fingerprints()
     ask_about_state(site, running=False)
@@ -249,23 +272,9 @@ def test_explain_a_message(testbed: Testbed, tmp_path: Path) -> None:
 def test_a_daemon_that_never_ran(testbed: Testbed, command: str) -> None:
     """Without a journal the answer is unknown, in one line, and no journal is created."""
     site = Site(testbed)
-    code, text = site.ask(command, site.configs[0])
-    assert code in ((CRITICAL, UNKNOWN) if command == "status" else (UNKNOWN,))
-    assert "does not exist" in text
+    done = testbed.run("trollmoves", command, site.configs[0])
+    assert done.returncode in ((CRITICAL, UNKNOWN) if command == "status" else (UNKNOWN,))
+    assert "does not exist" in done.stdout
+    assert done.stderr == ""
     assert not list((testbed.root / "state").rglob("*.journal*"))
     assert site.ask(command)[0] == UNKNOWN
-
-
-@pytest.mark.slow
-def test_tables_fit_the_terminal(testbed: Testbed, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The rows of tables are not longer than the terminal is wide, and without a terminal they have no colour."""
-    site = Site(testbed)
-    site.start()
-    for columns in (80, 120, 200):
-        monkeypatch.setenv("COLUMNS", str(columns))
-        for arguments in (["status"], ["queue"], ["held"], ["history", site.names[0]]):
-            text = site.ask(*arguments)[1]
-            table = [line for line in text.splitlines()[1:] if not line.startswith(("[", "CRITICAL"))]
-            assert max(map(len, table)) <= columns
-            assert "\x1b" not in text
-    assert os.environ["COLUMNS"]

@@ -28,7 +28,7 @@ from trollmoves.tests.helpers.recording import HOST, ReceivedMessage, RecordingS
 from trollmoves.tests.helpers.waiting import until
 from trollmoves.tests.servers.process import ServerProcess, answers
 
-# A stand-in for EUMETSAT's program: it "unpacks" a C_ file into a __ file, which is larger.
+# Replaces EUMETSAT's program: it "unpacks" a C_ file into a __ file, which is larger.
 XRIT = """\
 #!{python}
 import pathlib, sys
@@ -40,7 +40,7 @@ print("Decompressed file:", name)
 
 
 def write_decompressor(folder: Path) -> Path:
-    """Write the stand-in for xRITDecompress; return its path."""
+    """Write a replacement of xRITDecompress; return its path."""
     program = folder / "my-xrit"
     program.write_text(XRIT.format(python=sys.executable))
     program.chmod(0o755)

@@ -17,7 +17,7 @@ from trollmoves.control.client import ControlError
 from trollmoves.errors import JournalError
 from trollmoves.journal import Task, record_offline
 from trollmoves.orders.order import Order
-from trollmoves.receiver.fetch_tasks import compact_body
+from trollmoves.receiver.fetch_sources import compact_body
 from trollmoves.tests.helpers.daemons import Process, ServerClientPair, Testbed
 from trollmoves.tests.helpers.dispatching import TOPIC, DispatcherTestbed
 from trollmoves.tests.helpers.waiting import until

@@ -189,7 +189,7 @@ def test_planned_switch(fleet: Fleet, testbed: Testbed) -> None:
 
 
 def test_standby_is_stopped(fleet: Fleet, tmp_path: Path) -> None:
-    """SIGTERM ends a standby with status 0; the active member goes on."""
+    """SIGTERM ends a standby with status 0; the active member continues."""
     for standby in (fleet.servers[1], fleet.clients[1]):
         assert standby.terminate() == 0
     fleet.feeder.feed(20)
@@ -238,7 +238,7 @@ def test_orders_for_stopped_daemons(testbed: Testbed) -> None:
 
 @pytest.mark.slow
 def test_a_takeover_while_the_engine_does_not_respond(testbed: Testbed) -> None:
-    """A host whose sections cannot read the journal at their start goes on when the engine responds."""
+    """A host with sections that cannot read the journal at their start continues when the engine responds."""
     feeder, target, port, client_port = testbed.feeder(), testbed.directory("out"), testbed.port(), testbed.port()
     testbed.server({"hrit": server_section(feeder.folder, testbed.port())}, port).start()
     url = new_schema(shared_server())

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(not DOCUMENTS.exists(), reason="no checkout")
 @cache
 def modules() -> dict[str, ast.Module]:
     """Return the parsed modules of the package, without the tests."""
-    paths = [path for path in PACKAGE.rglob("*.py") if "tests" not in path.parts]
+    paths = [path for path in PACKAGE.rglob("*.py") if "tests" not in path.relative_to(PACKAGE).parts]
     return {str(path.relative_to(PACKAGE)): ast.parse(path.read_text(encoding="utf-8")) for path in paths}
 
 

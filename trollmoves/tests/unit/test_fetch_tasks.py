@@ -11,7 +11,8 @@ import pytest
 
 from trollmoves.journal import BACKLOG, DONE, FRESH, Journal, Outcome, Retention, Task, open_journal
 from trollmoves.messaging.messages import Message
-from trollmoves.receiver.fetch_tasks import KIND, FetchTasks, compact_body
+from trollmoves.receiver.fetch_sources import compact_body
+from trollmoves.receiver.fetch_tasks import KIND, FetchTasks
 from trollmoves.receiver.peers import Peers
 
 SOURCE = "host:9010"

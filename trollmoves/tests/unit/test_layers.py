@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -23,6 +24,7 @@ LAYERS = (
     ("fetching",),
     ("daemons",),
     ("provider", "receiver", "daemon", "filescleaner", "logging"),
+    ("chains",),
     ("spool", "standby"),
     ("metrics", "monitor", "status"),
     ("config", "orders"),
@@ -203,3 +205,14 @@ def f():
     assert package_of("trollmoves.movers.ftp") == "movers"
     assert package_of("trollmoves") == "trollmoves"
     assert package_of("bin.x") == "bin"
+
+
+def test_each_module_has_a_row_in_the_architecture() -> None:
+    """doc/architecture.md lists each module, in the row of its package, and no others."""
+    listed, package = set(), ""
+    for line in (PACKAGE.parent / "doc" / "architecture.md").read_text().splitlines():
+        if row := re.match(r"\| (?:`([\w/]+/)`)? ?\| (.*?) \|", line):
+            package = row[1] or package
+            listed |= {f"{package}{name}".removeprefix("trollmoves/") for name in re.findall(r"`(\w+\.py)`", row[2])}
+    modules = {str(path.relative_to(PACKAGE)) for path in PACKAGE.rglob("*.py") if not path.name.startswith("__")}
+    assert listed == {module for module in modules if not module.startswith("tests/")}

@@ -9,6 +9,7 @@ import pytest
 
 from trollmoves.messaging.security.connection_memory import (
     HANDSHAKE_BYTES,
+    SEGMENT_BYTES,
     ConnectionBytes,
     Limits,
     MemoryLimits,
@@ -44,6 +45,22 @@ def test_one_connection(line: socket.socket) -> None:
     assert excess([new], MEMORY) == []
     new.authenticated = False
     assert excess([new], MEMORY) == [new]
+
+
+def test_segments() -> None:
+    """Bytes that arrive one by one count more than their number."""
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        socket.create_connection(listener.getsockname(), 20) as line,
+        listener.accept()[0] as accepted,
+    ):
+        accepted.settimeout(20)
+        for _ in range(20):
+            line.sendall(b"x")
+            assert accepted.recv(1) == b"x"
+        one = ConnectionBytes(accepted, "a", 0)
+        one.update(0, 0, secured=False)
+        assert one.unread >= 20 * SEGMENT_BYTES
 
 
 def test_several_connections(line: socket.socket) -> None:

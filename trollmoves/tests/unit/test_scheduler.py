@@ -29,6 +29,7 @@ from trollmoves.scheduler.lanes import ASYNC_BURST_FACTOR, NEVER, ChainPolicy, L
 from trollmoves.scheduler.scheduler import Scheduler
 from trollmoves.tests.helpers.journals import update_body
 from trollmoves.tests.helpers.waiting import until
+from trollmoves.utils import watched_threads
 
 SOON = 5.0  # s; far more than anything here takes, far less than the longest sleep of the clerk
 
@@ -59,6 +60,12 @@ class SchedulerTestbed:
         new = [task for task, is_new in self.journal.add_tasks(tasks) if is_new]
         workers.submit(new)
         return new
+
+    def settle(self, workers: Scheduler) -> None:
+        """Wait until the scheduler has started all that it can of the tasks noted before; this one needs no worker."""
+        workers.register("chain", "mark", limit=1, async_handler=lambda _, finish: finish(Result()))
+        self.note(workers, task("mark", "mark", kind="mark"))
+        until(lambda: self.state("mark", "mark") == DONE, SOON)
 
     def state(self, key: str, kind: str = "work") -> int | None:
         """Return the state of a task in the journal, None when it is not there."""
@@ -224,7 +231,7 @@ def test_a_lane_is_used_up_to_its_limit(runtime: SchedulerTestbed) -> None:
         runtime.note(workers, task(f"lane {n}"))
         until(lambda n=n: gauge.running["lane"] == n + 1, SOON)  # type: ignore[misc]
     runtime.note(workers, task("lane 5"))
-    time.sleep(0.1)  # the absence of a start cannot be waited for
+    runtime.settle(workers)
     assert gauge.running["lane"] == 4
     gauge.block("lane").set()
 
@@ -292,7 +299,7 @@ def test_hanging_lanes_leave_workers(runtime: SchedulerTestbed, lanes: int, runn
         gauge.releases[f"lane-{n}"] = release
         runtime.note(workers, *tasks(range(30), f"lane-{n}"))
         until(lambda: gauge.running.total() >= min(12 + n, 15), SOON)  # noqa: B023
-    time.sleep(0.1)  # the absence of a start cannot be waited for
+    runtime.settle(workers)
     assert gauge.running.total() == running
     runtime.note(workers, task("new"))  # one more lane
     if running < 15:
@@ -1024,7 +1031,7 @@ def test_priority(runtime: SchedulerTestbed) -> None:
     until(lambda: gauge.begun == ["first"], SOON)
     for chain in ("low", "usual", "high", "higher"):
         runtime.note(workers, *(Task(chain, "work", f"{chain} {n}", f"lane of {chain}", "") for n in range(3)))
-    until(lambda: workers._tokens._waiting.qsize() == len(chains), SOON, "every lane waits for the worker")
+    until(lambda: workers._workers._tokens._waiting.qsize() == len(chains), SOON, "every lane waits for the worker")
     release.set()
     until(lambda: len(gauge.begun) == 13, SOON)
     assert gauge.begun[1:] == [f"{chain} {n}" for chain in ("higher", "high", "usual", "low") for n in range(3)]
@@ -1085,3 +1092,21 @@ def test_drop_during_claims(runtime: SchedulerTestbed) -> None:
     until(lambda: runtime.journal.count()["waiting"] == 0, 6 * SOON)
     assert sorted([*gauge.begun, *dropped]) == sorted(task.key for task in added)
     assert {runtime.state(key) for key in dropped} <= {DROPPED}
+
+
+class Stillborn(threading.Thread):
+    """A thread that has no memory for its first call."""
+
+    def _bootstrap(self) -> None:
+        raise MemoryError
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_thread_that_cannot_begin(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The start of a thread ends with an error if it cannot begin; CPython waits without end."""
+    monkeypatch.setattr(watched_threads, "START_TIMEOUT", 0.1)
+    with pytest.raises(RuntimeError, match="no memory"):
+        watched_threads.start_thread(Stillborn(daemon=True))
+    begun = threading.Event()
+    watched_threads.start_thread(threading.Thread(target=begun.set))
+    assert begun.wait(SOON)
