@@ -14,6 +14,8 @@ FILE_TYPES = ("file", "dataset", "collection")  # message types that announce or
 # Keys with which servers and clients coordinate a transfer; other subscribers have no use for them.
 TRANSPORT_KEYS = ("request_address", "destination", "announcement", "request")
 RETURNED = "returned"  # in the metadata of an announcement: it is another file than the delivered one of this version
+EARLY = "early"  # in the metadata of a replayed announcement, for its client: it is older than the first contact
+LEGACY_CLIENT = "legacy"  # in ``unless_delivered_to``: a client without request ids, with the requested destination
 PREVIOUS = "previous"  # in the metadata of an announcement: the previous number in its log, if it is not the next lower
 _NUMBERS = ("size", "mtime")  # of an announcement; values that the journal cannot store are left out
 MAX_INT64 = 2**63 - 1  # largest integer that the journal can store

@@ -251,18 +251,18 @@ class PushService:
     def _reply_if_peer_has_files(
         self, request: Request, push: PushRequest, destination: PushDestination, number: int
     ) -> bool:
-        """Reply if one of the peers named in ``unless_delivered_to`` received the files; return True if so.
+        """Reply if one of the clients named in ``unless_delivered_to`` received the files; return True if so.
 
-        This is recorded, so that the peer does not get the same reply in turn: one of both publishes the receipt.
+        This is recorded, so that a peer does not get the same reply in turn: one of both publishes the receipt.
         """
         if not push.unless_delivered_to:
             return False
         finished = self._journal.finished_for(self.name, ("push", DELIVERED_TO, LEFT), number)
         left = {done.key.partition(" ")[2] for done in finished if done.kind == LEFT}
         for done in finished:
-            receiver = done.key.partition(" ")[2] if done.kind == DELIVERED_TO else payload.request_id(done.body)
-            peer = receiver.rpartition("/")[0] if receiver and done.kind != LEFT else ""
-            if peer in push.unless_delivered_to and peer not in left:
+            receiver = _receiver(done, f"{number} {destination.without_password}")
+            peer = receiver.rpartition("/")[0] or receiver
+            if peer and peer in push.unless_delivered_to and peer not in left:
                 own = (push.id or "").rpartition("/")[0]
                 record = Task(self.name, LEFT, f"{number} {own}", LEFT, "", announcement_number=number, state=DONE)
                 self._journal.add_tasks([record])
@@ -450,3 +450,14 @@ class PushService:
                     self._waiting[id_] = [w for w in waiters if w not in late]
         for request in expiring:
             request.reply("wait")
+
+
+def _receiver(done: Task, key: str) -> str:
+    """Return the request id of the client that received the reply to a push, or a later one; empty without an id.
+
+    It is LEGACY_CLIENT if the push has no id, and this ``key``.
+    """
+    if done.kind == LEFT:
+        return ""
+    id_ = done.key.partition(" ")[2] if done.kind == DELIVERED_TO else payload.request_id(done.body)
+    return id_ or (payload.LEGACY_CLIENT if id_ is None and done.key == key else "")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 
-from trollmoves.errors import RequestRejected
+from trollmoves.errors import RequestRejected, TrollmovesError
 from trollmoves.journal import DONE, WAITING, AnnouncementRecord, Journal, Task
 from trollmoves.provider.file_store import FileStore, first_uri
 from trollmoves.scheduler.lanes import Result
@@ -19,6 +20,17 @@ logger = logging.getLogger(__name__)
 
 KIND = "remove"
 MAX_RECENT = 10_000  # removed files that are remembered: the journal may not have stored their removals yet
+
+
+class RemovalFailed(TrollmovesError):
+    """The operating system did not remove a delivered file."""
+
+    temporary = True
+    blames_directory = True
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__(error.strerror or str(error))
+        self.held = error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 class Removals:
@@ -88,14 +100,21 @@ class Removals:
         if self._journal.has_pending_for(self.name, "push", number):
             return Result(retry_in=max(1.0, self._delay))
         delivered = json.loads(task.body) if task.body else {}
-        busy = False
+        busy, failure = False, None
         for uri, version in (self._file_store.versions(announced) or {}).items():
-            if delivered.get(uri, list(version)) == list(version):
+            if delivered.get(uri, list(version)) != list(version):
+                continue
+            try:
                 busy |= not self._delete(announced, uri, version)
+            except OSError as error:
+                path, failure = self._file_store.path(number, uri), RemovalFailed(error)
+                self._scheduler.failures.log(task, failure, f"cannot remove {path}")
+        if failure:
+            return Result(error=failure)
         return Result(retry_in=max(1.0, self._delay)) if busy else Result()
 
     def _delete(self, announced: AnnouncementRecord, uri: str, version: FileVersion) -> bool:
-        """Remove a file unless it was replaced; return False if a pending push needs it."""
+        """Remove a file unless it was replaced; return False if a pending push needs it. OSError if it stays."""
         path = self._file_store.path(announced.number, uri)
         try:
             with self._removing:
@@ -104,14 +123,12 @@ class Removals:
                     self._remember(announced.number)
             if removed:
                 logger.info("[%s] removed %s", self.name, path)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             pass
         except BlockingIOError:
             return False
         except RequestRejected as error:
             logger.warning("[%s] kept %s: %s", self.name, path, error)
-        except OSError as error:
-            logger.warning("[%s] cannot remove %s: %s", self.name, path, error.strerror)
         return True
 
     def _remember(self, number: int) -> None:

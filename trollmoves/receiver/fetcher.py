@@ -272,8 +272,7 @@ class Fetcher:
 
     def _group_key(self, attempt: FetchAttempt) -> object:
         """Return a key that the files of a group share; a unique one for a file that is requested alone."""
-        is_late = bool(self._peers.names()) and self._is_late(attempt)  # it names the peers
-        if is_late or not group.accepts(attempt.announced, attempt.message.raw):
+        if self._unless_delivered_to(attempt) or not group.accepts(attempt.announced, attempt.message.raw):
             return attempt.task.id
         source = next(iter(attempt.sources))
         return source, attempt.announced["log"], attempt.message.subject, attempt.destination
@@ -368,10 +367,15 @@ class Fetcher:
         added = self._added(attempt)
         if attempt.announced:
             added["request"] = {"id": f"{self._client}/{attempt.task.id}", "timeout": self._timeout}
-            peers = self._peers.names()
-            if peers and self._is_late(attempt):
-                added["request"]["unless_delivered_to"] = peers
+            if others := self._unless_delivered_to(attempt):
+                added["request"]["unless_delivered_to"] = others
         return attempt.message.derive("push", added)
+
+    def _unless_delivered_to(self, attempt: FetchAttempt) -> list[str]:
+        """Return the other clients that may have fetched a file: peers, and the legacy client that ran before."""
+        peers = self._peers.names()
+        others = peers if peers and self._is_late(attempt) else []
+        return [*others, payload.LEGACY_CLIENT] if attempt.announced.get(payload.EARLY) else others
 
     def _is_late(self, attempt: FetchAttempt) -> bool:
         """Return True if a peer may have fetched a file unnoticed: it was announced before the last gap ended.
@@ -472,14 +476,17 @@ class Fetcher:
         return None
 
     def _peer_has_received(self, attempt: FetchAttempt, reply: Message) -> bool:
-        """Return True if a peer has published the receipt of this file, or will.
+        """Return True if a peer, or a legacy client that ran before, has published the receipt of this file, or will.
 
-        Either the receipt arrived during the request, or the reply says that the server delivered the file to a peer.
+        Either the receipt arrived during the request, or the reply says that the server delivered the file to that one.
         """
         delivered_to = payload.request_metadata(reply.data).get("delivered_to")
         is_received = bool(delivered_to) or self._peers.is_done(file_key_of(attempt.task))
         if is_received:
-            logger.info("[%s] %s was received by a peer", self.name, payload.file_names(attempt.message.data))
+            text = "[%s] %s was received by a peer"
+            if delivered_to == payload.LEGACY_CLIENT:
+                text = "[%s] %s was received by the earlier version of this client"
+            logger.info(text, self.name, payload.file_names(attempt.message.data))
         return is_received
 
     def _rejection(self, attempt: FetchAttempt, reply: Message) -> TrollmovesError:

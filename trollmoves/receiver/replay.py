@@ -58,6 +58,7 @@ class _SourceLog:
     is_delayed: bool = False  # a request is due after GAP_DELAY
     not_before: float = 0.0  # monotonic; no request before this time
     first_seen: float = 0.0  # monotonic; 0 if known from an earlier process
+    is_first_contact: bool = False  # True until the announcements from before the first contact are received
     member_hosts: frozenset[str] = frozenset()  # of the fleet, as the provider names them
     # The same log at providers that name this one as a member of their fleet; they do not announce its numbers.
     siblings: Sequence[_SourceLog] = field(default=(), repr=False, compare=False)
@@ -255,6 +256,7 @@ class ReplayClient:
                 if (other.provider, other.address) == (provider, address) and other.received_through is None:
                     other.received_through = 0  # replaced before its first reply
             source = _SourceLog(log_name, provider, address, position, first_seen=time.monotonic())
+            source.is_first_contact = position is None
             self._logs[source.key] = source
         source.address = address
         self._addresses.add((provider, address))
@@ -312,7 +314,7 @@ class ReplayClient:
 
     def _apply(self, source: _SourceLog, data: dict[str, Any]) -> bool:
         """Store the announcements of a reply; return True if more can be requested immediately."""
-        messages = self._decode(source, data["messages"])
+        messages = self._decode(source, data["messages"], early=source.is_first_contact)
         numbers = [payload.announcement_metadata(message.data).get("number", 0) for message in messages]
         # A wrong number would skip all announcements before it: it must have been announced.
         through: int = min(data["through"], max([source.highest_seen, source.received_through or 0, *numbers]))
@@ -326,6 +328,7 @@ class ReplayClient:
             source.join()
             source.request_pending = False  # later gaps cause new requests
             more = max([data["last"], *(last for _, last in source.runs)]) > source.received_through
+            source.is_first_contact &= more
             if has_advanced or not more or through < data["through"]:
                 source.not_before = 0.0
             return more and has_advanced
@@ -366,7 +369,12 @@ class ReplayClient:
                 new.not_before = time.monotonic() + RETRY_DELAY
         self._request(new)
 
-    def _decode(self, source: _SourceLog, texts: list[Any]) -> list[Message]:
+    def _decode(self, source: _SourceLog, texts: list[Any], *, early: bool) -> list[Message]:
+        """Return replayed announcements, with the address of their source.
+
+        The ``early`` ones, of a first contact, are marked: the legacy client that this one has replaced may have
+        fetched their files.
+        """
         messages = []
         for text in texts:
             try:
@@ -379,6 +387,9 @@ class ReplayClient:
             if isinstance(message.data, dict):
                 if message.data.get("request_address") != source.address:
                     message.data["request_address"] = source.address
+                    message.raw = ""
+                if early and (metadata := payload.announcement_metadata(message.data)):
+                    message.data["announcement"] = metadata | {payload.EARLY: True}
                     message.raw = ""
                 messages.append(message)
         return messages

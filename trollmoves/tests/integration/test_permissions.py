@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import subprocess
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,7 @@ from trollmoves.tests.helpers.daemons import (
     mirror_section,
     server_section,
 )
+from trollmoves.tests.helpers.waiting import until
 from trollmoves.tests.integration.test_disk import calm, mount, use_up_names
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="missing: root")
@@ -125,6 +128,40 @@ def test_plain_user_may_not_write_to_the_target(testbed: Testbed) -> None:
     pair.target.chmod(0o755)
     pair.wait_until_done(60)
     assert {path.name for path in pair.target.iterdir()} == set(pair.feeder.fed)
+
+
+@pytest.mark.parametrize("is_denied", [True, False], ids=["denied", "busy"])
+def test_delivered_files_are_removed_later(testbed: Testbed, is_denied: bool) -> None:
+    """Delivered files that cannot be removed are logged in a few lines, and removed when that is possible."""
+    pair = ServerClientPair(testbed, {"delete": "true", "remove_delay": 0})
+    paths = [pair.feeder.folder / name for name in pair.feeder.feed(5)]
+    if is_denied:
+        without_privileges(pair.server)
+        pair.feeder.folder.chmod(0o555)
+    else:
+        bind(testbed, *paths)
+    pair.start()
+    pair.wait_until_done()
+    reason = (
+        f"held (attempt 1): {os.strerror(errno.EACCES)}" if is_denied else f"(attempt 1): {os.strerror(errno.EBUSY)}"
+    )
+    pair.server.wait_for_line(reason)
+    calm(pair.server)
+    assert all(path.exists() for path in paths)
+    if is_denied:
+        pair.feeder.folder.chmod(0o755)
+    else:
+        subprocess.run(["umount", *paths], check=True)
+    until(lambda: not any(path.exists() for path in paths), 60, "the files are removed")
+
+
+def bind(testbed: Testbed, *paths: Path) -> None:
+    """Make files mount points, which cannot be removed."""
+    for path in paths:
+        if subprocess.run(["mount", "--bind", path, path], capture_output=True, check=False).returncode:
+            pytest.skip("missing: the right to mount")
+        unmount = ["umount", "--lazy", str(path)]
+        testbed.call_at_end(partial(subprocess.run, unmount, capture_output=True, check=False))
 
 
 @pytest.mark.parametrize("how", ["i", "a"])

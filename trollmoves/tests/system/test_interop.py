@@ -108,6 +108,24 @@ def test_known_file_of_an_old_server(testbed: Testbed) -> None:
     until(lambda: not (pair.feeder.folder / name).exists(), 40, "the file is removed")
 
 
+def test_upgraded_client(testbed: Testbed) -> None:
+    """A client that replaces an old one fetches none of the files that the old one has received just before."""
+    pair = ServerClientPair(testbed)
+    old, new = earlier.client(testbed, pair.client_sections), pair.client
+    pair.server.start()
+    old.start()
+    connect(pair.feeder, pair.received)
+    names = pair.feeder.feed(20)
+    pair.wait_until_done(60)
+    old.terminate()
+    new.start()
+    names += pair.feeder.feed()
+    pair.wait_until_done()
+    new.wait_for_line("caught up with")
+    until(lambda: not testbed.pending_tasks("fetch"), 30, "all files are fetched")
+    assert sorted(name for name in pair.received.receipts() if name in names) == sorted(names)
+
+
 def test_old_client(testbed: Testbed) -> None:
     """An old client gets every file from our server, and publishes receipts."""
     pair = ServerClientPair(testbed, login="sat:gehe1m")

@@ -450,6 +450,32 @@ def test_a_request_that_cannot_be_stored(testbed: Testbed) -> None:
     assert feeder.missing(target) == []
 
 
+def test_file_of_a_replaced_client(testbed: Testbed) -> None:
+    """A file that a client without request ids has received at the requested destination is not delivered again."""
+    feeder, port, published = testbed.feeder(), testbed.port(), testbed.port()
+    target, other = testbed.directory("out"), testbed.directory("other")
+    announced = testbed.subscriber(published)
+    testbed.server({"hrit": server_section(feeder.folder, port)}, published).start()
+    (name,) = feeder.feed()
+    announced.wait_for_receipts([name])
+    data = announced.of_file(name)[0].data
+
+    def request(target: Path, *unless: str) -> dict[str, object]:
+        (target / name).unlink(missing_ok=True)
+        mark = {"id": f"new/hrit/{len(unless)}", "unless_delivered_to": list(unless)}
+        added = {"destination": str(target)} | ({"request": mark} if unless else {})
+        reply = send_request(port, TOPIC, "push", data | added)
+        assert reply.type == "file"
+        return dict(reply.data.get("request", {}))
+
+    request(target)
+    assert request(target, "legacy")["delivered_to"] == "legacy"
+    assert not (target / name).exists()
+    assert "delivered_to" not in request(target, "peer/hrit")
+    assert "delivered_to" not in request(other, "legacy")
+    assert (other / name).exists()
+
+
 def test_destination_from_metadata(testbed: Testbed) -> None:
     """A destination is composed from the message, and its directory is created by the client."""
     pair = ServerClientPair(testbed)

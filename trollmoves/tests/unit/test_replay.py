@@ -186,10 +186,12 @@ def test_first_contact(client: Client, server: Server, how: str) -> None:
     if how == "receive":
         client.receive(server, 50)
     else:
+        server.page = 2  # announcements in a reply
         client.heartbeat(server)
     until(lambda: client.have() == {server.log: 50}, SOON)
     assert client.numbers() == [48, 49, 50]
-    assert at_rest(client, server, 1)
+    assert all(message.data["announcement"]["early"] for message in client.missed)
+    assert at_rest(client, server, 1 if how == "receive" else 2)
     assert replay.FIRST_CONTACT_SLACK <= server.asked[0]["max_age"] < replay.FIRST_CONTACT_SLACK + 2 * SOON
     assert server.asked[0]["log"] == server.log
 
