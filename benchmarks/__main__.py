@@ -11,12 +11,13 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from benchmarks import dispatching, fleet, flow, lines, movers, peers, plot, scale, topologies
+from benchmarks import dispatching, fleet, fleet_hour, flow, lines, movers, peers, plot, scale, topologies
 from benchmarks.figures import Figure, as_data, has_pgo, python_build, table
 from trollmoves.tests.helpers import legacy_peer as earlier
 from trollmoves.tests.servers import postgresql
 
 Work = Callable[[Path], Iterator[Figure]]
+BY_NAME = ("fleet-hour",)  # benchmarks that run only if they are named
 
 
 def works(*, full: bool, old: bool, with_peers: bool) -> dict[str, Work]:
@@ -51,6 +52,7 @@ def _on_postgresql(times: int) -> dict[str, Work]:
         "fleet": partial(fleet.members, count=1000 * times),
         "waiting-rows": partial(fleet.waiting_rows, count=1_000_000),
         "growth": partial(fleet.growth, seconds=60.0 * times, rate=200.0),
+        "fleet-hour": partial(fleet_hour.hour, seconds=3600.0, rate=100.0),
     }
 
 
@@ -84,7 +86,7 @@ def main() -> int:
         print("warning: users run a Python with PGO, as distributions build it; this one is up to 1.3 times as slow")
     figures: list[Figure] = []
     for name, work in works(full=options.full, old=options.old, with_peers=options.peers).items():
-        if options.work and name not in options.work:
+        if name not in options.work if options.work else name in BY_NAME:
             continue
         began = time.monotonic()
         with tempfile.TemporaryDirectory(prefix="trollmoves-bench-") as logs:

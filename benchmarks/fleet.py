@@ -52,9 +52,9 @@ def _burst(testbed: Testbed, database: Postgresql, number: int, count: int) -> I
     _move(origin, observers, list(itertools.islice(wanted, WARM_UP)))
     done = [len(observer.at) for observer in observers]
     cost = Cost(*(client.popen.pid for client in clients if client.popen))
-    engine = _engine_cpu(database)
+    engine = engine_cpu(database)
     took = _move(origin, observers, list(itertools.islice(wanted, count)))
-    engine = _engine_cpu(database) - engine
+    engine = engine_cpu(database) - engine
     own_cpu = cost.cpu()
     shares = [len(observer.at) - before for observer, before in zip(observers, done, strict=True)]
     what = f"{number} client{'' if number == 1 else 's'}, one journal on PostgreSQL: "
@@ -77,7 +77,7 @@ def _move(origin: Path, observers: list[Receipts], fed: list[str]) -> float:
     return time.monotonic() - began
 
 
-def _engine_cpu(database: Postgresql) -> float:
+def engine_cpu(database: Postgresql) -> float:
     """Return the CPU seconds of the engine with all its processes, also ended ones."""
     assert database.process
     main = database.process.pid
@@ -100,7 +100,7 @@ def waiting_rows(_: Path, *, count: int) -> Iterator[Figure]:
         url = new_schema(database)
         journal = PostgresJournal(url)
         _fill(database, url, count)
-        finished, cost, engine = 0, Cost(os.getpid()), _engine_cpu(database)
+        finished, cost, engine = 0, Cost(os.getpid()), engine_cpu(database)
         began = time.monotonic()
         while time.monotonic() - began < 10:
             lane = f"lane {finished // GROUP % LANES}"
@@ -109,7 +109,7 @@ def waiting_rows(_: Path, *, count: int) -> Iterator[Figure]:
         what = f"{count:,} waiting tasks in PostgreSQL: "
         yield Figure(f"{what}claimed in groups of {GROUP}, and finished", finished / took, "tasks/s")
         yield Figure(f"{what}CPU of the member per task", 1e6 * cost.cpu() / finished, "us", more=False)
-        engine = _engine_cpu(database) - engine
+        engine = engine_cpu(database) - engine
         yield Figure(f"{what}CPU of PostgreSQL per task", 1e6 * engine / finished, "us", more=False)
         began = time.monotonic()
         lanes = len(journal.lanes("chain"))

@@ -31,6 +31,7 @@ class Receipts:
 
     def __init__(self, port: int) -> None:
         self.at: dict[str, float] = {}
+        self.count = 0  # receipts, also repeated ones
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.SUB)
         for option, value in ((zmq.RCVHWM, 0), (zmq.LINGER, 0), (zmq.RECONNECT_IVL, 10), (zmq.RECONNECT_IVL_MAX, 10)):
@@ -73,6 +74,7 @@ class Receipts:
                 found = _FILE.match(text) and _UID.search(text)
                 if found:
                     self.at.setdefault(found[1].decode(), now)
+                    self.count += 1
         return len(self._last) / (time.monotonic() - self._last[0])
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from functools import partial
@@ -43,7 +42,7 @@ class MoveItChain(Chain):
         self._symlink_policy = SymlinkPolicy(self.name, self._root, options.external_symlinks)
         self._metadata = _request_address(options)
         # Files older than the history in the journal were delivered long ago.
-        self._oldest = time.time() - runtime.journal.history_seconds()
+        self._oldest = runtime.journal.now() - runtime.journal.history_seconds()
         self._source = DirectorySource(
             options,
             runtime.journal,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import logging
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Any
 
 from trollmoves.chains import Chain, Runtime
@@ -13,13 +12,12 @@ from trollmoves.client.receipts import ReceiptPublisher
 from trollmoves.config.config_file import Configuration
 from trollmoves.config.options import ClientOptions
 from trollmoves.daemon import Daemon, Receiver
-from trollmoves.errors import StartError
 from trollmoves.journal import drop_body
 from trollmoves.messaging.publisher import Publisher
 from trollmoves.messaging.requester import Requester
 from trollmoves.net import urls
 from trollmoves.orders.executor import Resender
-from trollmoves.receiver.announcements import PEER, AnnouncementReceiver, keeping_subscriber
+from trollmoves.receiver.announcements import PEER, AnnouncementReceiver, keeping_subscribers
 from trollmoves.receiver.destinations import Destinations
 from trollmoves.receiver.fetch_attempt import FetchAttempt
 from trollmoves.receiver.fetch_sources import compact_body
@@ -152,11 +150,7 @@ class Client(Daemon[ClientOptions]):
 
     def keep_messages(self, found: Configuration[ClientOptions], spool: Spool) -> Sequence[Receiver]:
         """Return a subscriber for each chain with valid addresses."""
-        receivers: list[Receiver] = []
-        for options in found.sections.values():
-            with suppress(StartError):  # the start of the chain will log it
-                receivers.append(keeping_subscriber(options, options.topic, spool))
-        return receivers
+        return keeping_subscribers(((options, options.topic) for options in found.sections.values()), spool)
 
 
 def make_parser() -> argparse.ArgumentParser:

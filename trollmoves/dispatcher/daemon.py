@@ -7,7 +7,6 @@ import itertools
 import logging
 import os
 import sys
-import time
 from collections.abc import Sequence
 from functools import partial
 
@@ -53,7 +52,7 @@ class TargetChain(Chain):
                 set_aside=partial(runtime.journal.set_aside, self.name),
             )
             # Files older than the history in the journal were delivered long ago.
-            self._oldest = time.time() - runtime.journal.history_seconds()
+            self._oldest = runtime.journal.now() - runtime.journal.history_seconds()
 
     @property
     def uses_messages(self) -> bool:

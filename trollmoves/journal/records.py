@@ -100,7 +100,10 @@ Version = tuple[int | None, int | None]  # size and mtime in ns of a file; None 
 
 @dataclass(slots=True)
 class AnnouncementRecord:
-    """One announcement in a chain's log: the file (uri, size, mtime in ns; None if unknown) and the encoded message."""
+    """One announcement in a chain's log: the file (uri, size, mtime in ns; None if unknown) and the encoded message.
+
+    The journal sets ``created``, the time of the announcement by its clock.
+    """
 
     number: int
     uri: str
@@ -108,6 +111,7 @@ class AnnouncementRecord:
     size: int | None
     mtime: int | None
     message: str
+    created: float = field(default=0.0, compare=False)
 
 
 @dataclass(slots=True)

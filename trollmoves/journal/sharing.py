@@ -93,6 +93,9 @@ class Sharing(Protocol):
     def keys(self, kinds: Collection[tuple[str, str]]) -> dict[tuple[str, str], set[str]]:
         """Return the keys of all tasks of these (chain, kind), by one query."""
 
+    def starved(self) -> Collection[tuple[str, str]]:
+        """Return the (chain, lane) with tasks at members without a part, as of the last ``refresh``; without I/O."""
+
     def divide(self, demands: Sequence[LaneDemand], released: Collection[tuple[str, str]]) -> list[int]:
         """Return the part of the limit of each lane that this member may use, and give up the ``released`` lanes.
 

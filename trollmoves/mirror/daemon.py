@@ -10,7 +10,9 @@ from contextlib import suppress
 from functools import partial
 
 from trollmoves.chains import Chain, Runtime
+from trollmoves.config.config_file import Configuration
 from trollmoves.config.options import MirrorOptions
+from trollmoves.daemon import Receiver
 from trollmoves.daemons.provider import ProviderChain, ProviderDaemon
 from trollmoves.errors import ConfigError, MessageError, RequestRejected, TrollmovesError, UnpackError
 from trollmoves.journal import Task
@@ -22,7 +24,7 @@ from trollmoves.mirror.cache import RELAY_KEY, UNPACK, MirrorCache
 from trollmoves.net import urls
 from trollmoves.provider.announcer import Announcement
 from trollmoves.provider.request_handler import RequestHandler
-from trollmoves.receiver.announcements import AnnouncementReceiver
+from trollmoves.receiver.announcements import AnnouncementReceiver, keeping_subscribers
 from trollmoves.receiver.destinations import Destinations
 from trollmoves.receiver.fetch_attempt import FetchAttempt, NotDelivered
 from trollmoves.receiver.fetch_tasks import KIND, FetchTasks, file_key, is_again
@@ -30,6 +32,7 @@ from trollmoves.receiver.fetcher import Fetcher
 from trollmoves.receiver.fleet_addresses import FleetAddresses
 from trollmoves.receiver.peers import Peers
 from trollmoves.scheduler.lanes import Result
+from trollmoves.spool import Spool
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +102,7 @@ class MirrorChain(ProviderChain):
         )
         self._receiver = AnnouncementReceiver(
             options,
-            options.client_topic or options.topic,
+            _topic(options),
             runtime.journal,
             runtime.scheduler,
             self._requester,
@@ -227,6 +230,15 @@ class Mirror(ProviderDaemon[MirrorOptions]):
     def make_chain(self, options: MirrorOptions, runtime: Runtime) -> Chain:
         """Return a new chain for a section."""
         return MirrorChain(options, runtime, self._publisher)
+
+    def keep_messages(self, found: Configuration[MirrorOptions], spool: Spool) -> Sequence[Receiver]:
+        """Return a subscriber for each chain with valid addresses."""
+        return keeping_subscribers(((options, _topic(options)) for options in found.sections.values()), spool)
+
+
+def _topic(options: MirrorOptions) -> str:
+    """Return the subscribed subject prefix."""
+    return options.client_topic or options.topic
 
 
 def make_parser() -> ArgumentParser:

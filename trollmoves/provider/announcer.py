@@ -201,11 +201,10 @@ class Announcer:
         if self.removals and self.removals.has_returned(previous):
             logger.info("[%s] announcing %s again: another file with its size and time has appeared", self.name, a.uid)
             return replace(a, extra_metadata={**a.extra_metadata, payload.RETURNED: True}), previous.number
-        message = Message.decode(previous.message)
-        age = max(0.0, time.time() - message.timestamp())
+        age = max(0.0, self._journal.now() - previous.created)
         if not a.fresh or (self._journal.sharing and not self._place and age < FLEET_SECONDS):
             return None
-        if reason := self._repeat_reason(a, message, age):
+        if reason := self._repeat_reason(a, previous, age):
             logger.info("[%s] announcing %s again: %s", self.name, a.uid, reason)
             return a, previous.number
         if self._address and not self._journal.finished_for(self.name, ("push", "ack"), previous.number):
@@ -215,14 +214,15 @@ class Announcer:
             logger.info(text, self.name, a.uid, age, more)
         return None
 
-    def _repeat_reason(self, a: Announcement, previous: Message, age: float) -> str:
+    def _repeat_reason(self, a: Announcement, previous: AnnouncementRecord, age: float) -> str:
         """Return the reason to announce an unchanged file again, or an empty string."""
         if a.repeat_after is None:
             return ""
         if age >= a.repeat_after:
             return f"it was announced {age:.0f} s ago"
         announced = Message.decode(self._message(a, 0).encode())
-        return "its metadata have changed" if _metadata(announced) != _metadata(previous) else ""
+        changed = _metadata(announced) != _metadata(Message.decode(previous.message))
+        return "its metadata have changed" if changed else ""
 
     @staticmethod
     def _may_repeat(a: Announcement) -> bool:

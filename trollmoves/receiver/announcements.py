@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterable
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
 from trollmoves.config.options import ClientOptions
-from trollmoves.errors import MessageError
+from trollmoves.errors import MessageError, StartError
 from trollmoves.journal import BACKLOG, DONE, FRESH, Journal, SourcePosition, Task
 from trollmoves.messaging import payload, sockets
 from trollmoves.messaging.messages import Message
@@ -229,12 +231,20 @@ def topics_by_provider(options: ClientOptions, topic: str) -> dict[str, list[str
     return found
 
 
-def keeping_subscriber(options: ClientOptions, topic: str, spool: Spool) -> Subscriber:
-    """Return a subscriber that keeps announcements until a chain can be started; StartError for an invalid address."""
+def keeping_subscribers(sections: Iterable[tuple[ClientOptions, str]], spool: Spool) -> list[Subscriber]:
+    """Return a subscriber for each section and its topic that keeps announcements until the chain is started.
 
-    def keep(_: str, messages: list[Message]) -> None:
-        if announcements := list(filter(is_announcement, messages)):
-            spool.keep(options.name, announcements)
+    Sections with an invalid address have none: the start of their chains logs it.
+    """
+    subscribers: list[Subscriber] = []
+    for options, topic in sections:
+        topics = topics_by_provider(options, topic)
+        endpoints = [PublisherEndpoint(address, tuple(t)) for address, t in topics.items()]
+        with suppress(StartError):
+            subscribers.append(Subscriber(options.name, endpoints, partial(_keep, spool, options.name)))
+    return subscribers
 
-    topics = topics_by_provider(options, topic)
-    return Subscriber(options.name, [PublisherEndpoint(address, tuple(t)) for address, t in topics.items()], keep)
+
+def _keep(spool: Spool, name: str, _: str, messages: list[Message]) -> None:
+    if announcements := list(filter(is_announcement, messages)):
+        spool.keep(name, announcements)

@@ -24,7 +24,9 @@ LOOK_INTERVAL = 1.0  # s
 MIN_INTERVAL = 0.02  # s between two looks
 FIRST_INTERVAL = 0.2  # s after which a lane that is new here may get a greater part of its limit
 LEFT_DELAY = 0.1  # s in which the member to which a key belongs receives the same message
-LINGER = 60.0  # s for which an idle lane keeps a part of its limit, so that its next task starts without a transaction
+# s for which an idle lane keeps a part of its limit, so that its next task starts without a transaction; unless another
+# member has tasks of the lane, and no part
+LINGER = 60.0
 Key = tuple[str, str]  # chain and lane
 
 
@@ -193,7 +195,7 @@ class SharedLanes:
         demands += [
             LaneDemand(*key, part.limit, part.part, wants=False)
             for key, part in idle.items()
-            if key not in released and (part.wanted or part.stored > part.part)
+            if key not in released and (part.wanted or part.stored > part.part or key in self._sharing.starved())
         ]
         if demands or released:
             self._apply(demands, self._sharing.divide(demands, released))
@@ -242,7 +244,7 @@ class SharedLanes:
             lane.burst_factor = ASYNC_BURST_FACTOR if part.limit == kind.limit else 1
         if wants:
             part.last_work = now
-        elif not part.wanted and part.stored <= part.part:
+        elif not part.wanted and part.stored <= part.part and key not in self._sharing.starved():
             return None
         used = min(max(part.part, lane.used()), part.stored)
         return LaneDemand(*key, part.limit, used, wants)

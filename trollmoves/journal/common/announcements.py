@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 from trollmoves.journal.common.queries import Queries, placeholders
 from trollmoves.journal.records import AnnouncementRecord
 
-COLUMNS = "number, uri, uid, size, mtime, message"
+COLUMNS = "number, uri, uid, size, mtime, message, created"
+_MESSAGE = 5  # its index in them
 SCAN_BATCH = 2000  # announcements examined in one query
 MAX_PAGE_LENGTH = 250_000  # characters of the messages in one result; a line of 20 kB/s carries them within 15 s
 MAX_LIST_LENGTH = 4_000_000  # characters of the names in one result
@@ -46,7 +47,7 @@ class AnnouncementQueries(Queries):
         rows = self._read_until(
             f"SELECT {COLUMNS} FROM announcements WHERE chain = ? AND number > ? {here} ORDER BY number LIMIT ?",
             (chain, number, *values, limit),
-            _length_limit(MAX_PAGE_LENGTH),
+            _length_limit(MAX_PAGE_LENGTH, _MESSAGE),
         )
         return [AnnouncementRecord(*row) for row in rows]
 
@@ -88,23 +89,23 @@ class AnnouncementQueries(Queries):
                 f"SELECT {COLUMNS} FROM announcements a WHERE chain = ? AND number > ? AND number <= ? "
                 f"AND {undelivered} {here} ORDER BY number LIMIT ?",
                 (chain, after, after + SCAN_BATCH, *kinds, *values, limit - len(found)),
-                _length_limit(MAX_PAGE_LENGTH - length),
+                _length_limit(MAX_PAGE_LENGTH - length, _MESSAGE),
             )
             found += [AnnouncementRecord(*row) for row in rows]
-            length += sum(len(row[-1]) for row in rows)
+            length += sum(len(row[_MESSAGE]) for row in rows)
             if length >= MAX_PAGE_LENGTH:
                 break
             after += SCAN_BATCH
         return found
 
 
-def _length_limit(limit: int) -> Callable[[Sequence[object]], bool]:
-    """Return a function that returns True once the rows passed to it have ``limit`` characters in their last column."""
+def _length_limit(limit: int, column: int = -1) -> Callable[[Sequence[object]], bool]:
+    """Return a function that returns True once the rows passed to it have ``limit`` characters in a column."""
     length = 0
 
     def is_reached(row: Sequence[object]) -> bool:
         nonlocal length
-        length += len(str(row[-1]))
+        length += len(str(row[column]))
         return length >= limit
 
     return is_reached

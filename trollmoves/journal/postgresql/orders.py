@@ -35,7 +35,7 @@ class PostgresOrders(PostgresTasks, OrderQueries):
     """The orders in a journal, and the changes of tasks that they cause."""
 
     NEWEST_FILES = (
-        "SELECT chain, number, uri, uid, size, mtime, message FROM (SELECT DISTINCT ON (a.chain, a.uri) a.* "
+        "SELECT chain, number, uri, uid, size, mtime, message, created FROM (SELECT DISTINCT ON (a.chain, a.uri) a.* "
         "FROM announcements a WHERE {where} ORDER BY a.chain, a.uri, a.number DESC) newest "
         "ORDER BY id DESC LIMIT {limit}"
     )

@@ -129,6 +129,7 @@ class PostgresSharing:
         self._address_lock = threading.Lock()  # guards it
         self._kinds_of_host: dict[tuple[str, str], bool] = {}  # by chain and kind: until another host has stored it
         self._places: Mapping[str, str] = {}  # of the files, by chain; replaced, never modified
+        self._starved: Collection[tuple[str, str]] = ()
         self._notified = 0.0  # monotonic
         self._stop = threading.Event()
         self._listener: threading.Thread | None = None
@@ -185,6 +186,7 @@ class PostgresSharing:
         rows = self._database.read(_MEMBERS, (f"{FLEET} ",))
         self._members = [member for member, _ in rows] or (self._membership.id,)
         self._addresses = {member: addresses_of(addresses) for member, addresses in rows}
+        self._starved = self._database.read("SELECT chain, lane FROM slots WHERE wanted AND number = 0")
         return bool(self._database.read("SELECT 1 FROM members WHERE killed_at IS NOT NULL LIMIT 1"))
 
     def is_first(self) -> bool:
@@ -225,6 +227,9 @@ class PostgresSharing:
         for chain, kind, key in self._database.read(_KEYS, tuple(map(list, zip(*kinds, strict=True)))):
             found.setdefault((chain, kind), set()).add(key)
         return found
+
+    def starved(self) -> Collection[tuple[str, str]]:
+        return self._starved
 
     def divide(self, demands: Sequence[LaneDemand], released: Collection[tuple[str, str]]) -> list[int]:
         rows = [

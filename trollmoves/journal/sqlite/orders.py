@@ -29,8 +29,8 @@ class OrderTable(TaskTable, OrderQueries):
     """The orders in a journal, and the changes of tasks that they cause."""
 
     NEWEST_FILES = (
-        "SELECT a.chain, max(a.number), a.uri, a.uid, a.size, a.mtime, a.message FROM announcements a WHERE {where} "
-        "GROUP BY a.chain, a.uri ORDER BY a.id DESC LIMIT {limit}"
+        "SELECT a.chain, max(a.number), a.uri, a.uid, a.size, a.mtime, a.message, a.created FROM announcements a "
+        "WHERE {where} GROUP BY a.chain, a.uri ORDER BY a.id DESC LIMIT {limit}"
     )
 
     def _store(self, kind: str, key: str, body: str) -> None:

@@ -189,7 +189,9 @@ class ConnectionMonitor:
         found = [descriptor for fileno in filenos if (descriptor := self._by_fileno.get(fileno)) is not None]
         largest = max((self._update(descriptor).unread for descriptor in found), default=0)
         if found and (
-            largest > HANDSHAKE_BYTES // 2 or self._unread > self._limits.unread.address // 2 or self._suspects
+            largest > HANDSHAKE_BYTES // 2
+            or self._unread > self._limits.unread.address // 2
+            or any(self._connections[descriptor].address in self._suspects for descriptor in found)
         ):
             self.check()
 

@@ -24,15 +24,15 @@ TOPIC = "/level2/viirs"
 class RecordedPublisher:
     """A publisher that records its subscriptions."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, host: str = HOST) -> None:
         self.port = port
-        self.address = f"tcp://{HOST}:{port}"
+        self.address = f"tcp://{host}:{port}"
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.XPUB)
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.setsockopt(zmq.XPUB_VERBOSER, 1)
         self._socket.setsockopt(zmq.SNDHWM, 0)
-        self._socket.bind(f"tcp://{HOST}:{port}")
+        self._socket.bind(self.address)
         self.subscribed: list[str] = []
 
     def close(self) -> None:

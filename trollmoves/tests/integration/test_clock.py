@@ -2,62 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from trollmoves.journal import open_journal
 from trollmoves.journal.clock import MonotonicWallClock
-from trollmoves.tests.helpers.daemons import Process, ServerClientPair, Testbed
+from trollmoves.tests.helpers.daemons import ServerClientPair, Testbed
 from trollmoves.tests.helpers.waiting import until
-
-HOUR, YEAR = 3600, 365 * 86_400
-
-
-# Runs first in each Python process: offsets its wall clock by the seconds in a file.
-# libfaketime, which would do that for all of a process, spoils the sleep of Python when its time is set.
-CUSTOM = """
-import time
-right = time.time
-
-def wall_clock():
-    with open({file!r}) as offset:
-        return right() + float(offset.read())
-
-time.time = wall_clock
-time.time_ns = lambda: int(wall_clock() * 1e9)
-"""
-
-
-class Clock:
-    """The wall clock of some processes; their monotonic clock is not affected, as after a manual clock change."""
-
-    def __init__(self, folder: Path) -> None:
-        self._file = folder / "offset"
-        self.set(0)
-        (folder / "sitecustomize.py").write_text(CUSTOM.format(file=str(self._file)))
-        self._path = str(folder)
-
-    def set(self, seconds: int) -> None:
-        """Set the clock's offset from the right time in seconds."""
-        new = self._file.with_suffix(".new")
-        new.write_text(str(seconds))
-        new.replace(self._file)
-
-    def environment(self, others: Mapping[str, str]) -> dict[str, str]:
-        """Return an environment, with this clock, for a process of Python."""
-        return {**others, "PYTHONPATH": os.pathsep.join([self._path, others["PYTHONPATH"]])}
-
-    def of(self, *processes: Process) -> None:
-        """Give processes, which are not started yet, this clock."""
-        for process in processes:
-            process.environment = self.environment(process.environment)
+from trollmoves.tests.helpers.wall_clock import HOUR, YEAR, WallClock
 
 
 @pytest.fixture
@@ -68,9 +26,9 @@ def testbed(tmp_path: Path) -> Iterator[Testbed]:
 
 
 @pytest.fixture
-def clock(testbed: Testbed) -> Clock:
+def clock(testbed: Testbed) -> WallClock:
     """A clock that can be set."""
-    return Clock(testbed.directory("clock"))
+    return WallClock(testbed.directory("clock"))
 
 
 def once(pair: ServerClientPair) -> bool:
@@ -79,7 +37,7 @@ def once(pair: ServerClientPair) -> bool:
 
 
 @pytest.mark.parametrize("jump", [-YEAR, -HOUR, HOUR, 10 * YEAR])
-def test_set_while_a_task_waits(testbed: Testbed, clock: Clock, jump: int) -> None:
+def test_set_while_a_task_waits(testbed: Testbed, clock: WallClock, jump: int) -> None:
     """However the clock is set, a task that is due in seconds runs in seconds, and the same files are not had again."""
     pair = ServerClientPair(testbed, {"delete": "True", "remove_delay": 5}, processing_delay=3, retry_for=600)
     clock.of(pair.server, pair.client)
@@ -94,7 +52,7 @@ def test_set_while_a_task_waits(testbed: Testbed, clock: Clock, jump: int) -> No
 
 
 @pytest.mark.parametrize("jump", [-YEAR, HOUR])
-def test_set_while_nothing_runs(testbed: Testbed, clock: Clock, jump: int) -> None:
+def test_set_while_nothing_runs(testbed: Testbed, clock: WallClock, jump: int) -> None:
     """A server and a client that find another time at their start go on where they were, and repeat nothing."""
     pair = ServerClientPair(testbed, processing_delay=3)
     clock.of(pair.server, pair.client)
@@ -112,7 +70,7 @@ def test_set_while_nothing_runs(testbed: Testbed, clock: Clock, jump: int) -> No
     assert once(pair)
 
 
-def test_retry_after_clock_is_set_back(testbed: Testbed, clock: Clock) -> None:
+def test_retry_after_clock_is_set_back(testbed: Testbed, clock: WallClock) -> None:
     """A server is requested again within the usual time although the clock went back by an hour."""
     pair = ServerClientPair(testbed, transfer_req_timeout=1, processing_delay=2)
     clock.of(pair.client)
@@ -149,7 +107,7 @@ os._exit(0)
 
 
 @pytest.mark.parametrize("end", ["closed", "killed"])
-def test_journal_limits_due_times(testbed: Testbed, clock: Clock, end: str) -> None:
+def test_journal_limits_due_times(testbed: Testbed, clock: WallClock, end: str) -> None:
     """A task due in a minute is due within one after a restart with the clock set back by a year."""
     clock.set(YEAR)
     path = str(testbed.root / "a.journal")

@@ -15,6 +15,7 @@ from trollmoves.journal.postgresql import PostgresJournal
 from trollmoves.scheduler.lanes import Result, Scope
 from trollmoves.scheduler.pauses import Pauses
 from trollmoves.scheduler.scheduler import Scheduler
+from trollmoves.scheduler.shared_lanes import LINGER
 from trollmoves.tests.helpers.journals import new_schema, shared_server, task
 from trollmoves.tests.helpers.waiting import until
 from trollmoves.tests.servers import postgresql
@@ -315,11 +316,26 @@ def test_requested_tasks_share_one_limit(join: Join, host: Host, limit: int) -> 
     assert len(host.by_member) >= host.members
 
 
+def test_an_idle_member_gives_parts_back(join: Join, host: Host) -> None:
+    """A member with files that others do not have gets a part of a limit that an idle member has, in a few seconds."""
+    one = join().register("requested", is_async=False)
+    one.request(["1"])
+    until(is_done(one, 1))
+    until(lambda: one.journal._database.read("SELECT number, wanted FROM slots") == [(LIMIT, False)])
+    two = join()
+    assert two.journal.sharing
+    two.journal.sharing.keep_files("chain", 2)
+    two.register("requested", is_async=False).request(["2"])
+    until(is_done(two, 2), LINGER / 2, timeout_factor=1)
+    assert host.by_member[two.journal.life] == 1
+
+
 def test_requested_tasks_of_a_killed_member(join: Join, host: Host) -> None:
     """Tasks that were requested at a killed member are run by the other one, which knows the unanswered requests."""
-    one, two = (join().register("requested", is_async=False) for _ in range(2))
+    one = join().register("requested", is_async=False)
     one.request(["0"])
     until(is_done(one, 1))
+    two = join().register("requested", is_async=False)
     host.seconds = 0.2
     one.request([f"{n:03}" for n in range(1, 41)])
     until(lambda: host.running)

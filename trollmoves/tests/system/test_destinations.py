@@ -10,7 +10,7 @@ from trollmoves.movers.partials import partial_path
 from trollmoves.tests.helpers.daemons import MIRROR_TOPIC, ServerClientPair, Testbed, client_section, mirror_section
 from trollmoves.tests.helpers.directories import RemoteDirectory
 from trollmoves.tests.helpers.waiting import until
-from trollmoves.tests.integration.test_clock import Clock
+from trollmoves.tests.helpers.wall_clock import WallClock
 from trollmoves.tests.servers import pyftpd
 from trollmoves.tests.servers.process import HOST
 
@@ -83,7 +83,7 @@ def test_users_of_one_url(testbed: Testbed, provider: str) -> None:
 
 def test_stale_partials_are_removed(testbed: Testbed) -> None:
     """Partials of killed processes, older than an hour, are removed with the first delivery to their directory."""
-    clock = Clock(testbed.directory("clock"))
+    clock = WallClock(testbed.directory("clock"))
     clock.set(TWO_HOURS)
     pair = ServerClientPair(testbed)
     left = Path(partial_path(f"{pair.target}/half"))

@@ -1,27 +1,33 @@
-"""Faults of the members of a fleet and of their engine, each on its host: a network namespace of this machine.
+"""Faults of the members of a fleet, of their engine and clocks, each on its host: a network namespace of this machine.
 
 During all of them no file is incomplete under its final name, and none is lost.
+``TROLLMOVES_TEST_FAULTS=all`` tries each fault with each kind of fleet; without it, each kind has some of them.
 """
 
 from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
+import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pytest
+import yaml
 
 from trollmoves.movers import is_partial
 from trollmoves.tests.helpers.crashing import armed
-from trollmoves.tests.helpers.daemons import Process, Testbed, client_section, server_section
+from trollmoves.tests.helpers.daemons import Process, Sections, Testbed, client_section, script, server_section
+from trollmoves.tests.helpers.dispatching import TOPIC, RecordedPublisher
 from trollmoves.tests.helpers.feeding import content
 from trollmoves.tests.helpers.journals import new_schema_of
 from trollmoves.tests.helpers.network import Host, Network
 from trollmoves.tests.helpers.recording import RecordingSubscriber
 from trollmoves.tests.helpers.waiting import until
+from trollmoves.tests.helpers.wall_clock import DAY, YEAR, WallClock
 from trollmoves.tests.servers import postgresql
 from trollmoves.tests.servers.postgresql import USER, Postgresql
 
@@ -32,6 +38,7 @@ pytestmark = [
 ]
 
 LEASE = 3  # s
+LONG_LEASE = 60  # s; no member of a busy machine loses it
 SECONDS = 40.0  # s for a takeover, or a recovery, on a busy machine
 BURST = 40  # files
 SIZE = 200_000  # bytes
@@ -58,22 +65,25 @@ class Observer:
         while not self._stopping.wait(0.002):
             for entry in os.scandir(self._folder):
                 if not is_partial(entry.name):
-                    self._look_at(entry.path)
+                    self._look_at(entry)
 
-    def _look_at(self, path: str) -> None:
-        with open(path, "rb") as file:
-            status = os.fstat(file.fileno())
-            if (status.st_ino, status.st_mtime_ns) in self._seen:
-                return
-            if file.read() != content(os.path.basename(path), size=SIZE):
-                self.incomplete.add(path)
+    def _look_at(self, entry: os.DirEntry[str]) -> None:
+        status = entry.stat()
+        if (status.st_ino, status.st_mtime_ns) in self._seen:
+            return
+        with open(entry.path, "rb") as file:
+            if file.read() != content(entry.name, size=SIZE):
+                self.incomplete.add(entry.path)
         self._seen.add((status.st_ino, status.st_mtime_ns))
 
 
 class Fleet:
-    """Two members, each on a host, their engine on a third host, and further daemons on a fourth."""
+    """Two members, each on a host, their engine on a third host, and further daemons on a fourth.
 
-    def __init__(self, testbed: Testbed, network: Network) -> None:
+    The first member has the clock ``clock``.
+    """
+
+    def __init__(self, testbed: Testbed, network: Network, lease: int = LEASE) -> None:
         self.testbed = testbed
         self.network = network
         self.hosts = [network.host(), network.host()]
@@ -82,19 +92,41 @@ class Fleet:
         self.observer = Observer(testbed, self.target)
         self.engine = testbed.enter(_Engine(self.engine_host))
         url = f"postgresql://{USER}@{self.engine_host.address}:{self.engine.port}/postgres?connect_timeout=2"
-        self.journal = {"journal": new_schema_of(url), "fleet_lease": LEASE}
+        self.journal: dict[str, object] = {"journal": new_schema_of(url), "fleet_lease": lease}
         self.members: list[Process] = []
+        self.others: list[Process] = []
         self.active = 0  # the member to disturb next: of a standby the one that works
         self.receipts: list[RecordingSubscriber] = []
-        self.set_up()
+        self.clock = WallClock(testbed.directory("clock"))
+        self.make()
+        self.clock.of(self.members[0])
 
-    def set_up(self) -> None:
-        """Start all daemons."""
+    def make(self) -> None:
+        """Make all daemons."""
         raise NotImplementedError
+
+    def prepare_suspension(self) -> None:
+        """Prepare ``suspend`` before the start."""
+
+    def start(self) -> None:
+        """Start all daemons."""
+        for process in (*self.members, *self.others):
+            process.start(wait=False)
+        for process in (*self.members, *self.others):
+            process.wait_until_ready()
+
+    def restart(self, member: Process) -> None:
+        """Start a member that has ended."""
+        member.start()
 
     def suspend(self) -> tuple[Process, Process]:
-        """Feed files while a member suspends; return it and the other one."""
-        raise NotImplementedError
+        """Suspend a member while transfers run; return it and the other one."""
+        one, other = self.pair()
+        before = len(self.published())
+        self.feed()
+        until(lambda: len(self.published()) > before, SECONDS, "files are delivered")
+        one.send(signal.SIGSTOP)
+        return one, other
 
     def wait_until_rejoined(self, member: Process) -> None:
         """Wait until a member that lost its lease is a new member."""
@@ -109,15 +141,19 @@ class Fleet:
         """Return how often each file has a receipt."""
         return Counter(name for subscriber in self.receipts for name in subscriber.receipts())
 
-    def feed(self) -> None:
-        """Feed a burst."""
-        self.feeder.feed(BURST, size=SIZE, pause=0.01)
+    def feed(self, count: int = BURST, pause: float = 0.01) -> None:
+        """Feed files."""
+        self.feeder.feed(count, size=SIZE, pause=pause)
 
     def wait_until_done(self) -> None:
         """Wait until all files have receipts; all are complete then, and were so at each look."""
         until(lambda: self.feeder.fed.keys() <= self.published().keys(), SECONDS, "all files have receipts")
         assert self.feeder.missing(self.target) == []
         assert self.observer.incomplete == set()
+
+    def repeated(self) -> set[str]:
+        """Return the files with several receipts."""
+        return {name for name, count in self.published().items() if count > 1}
 
     def pair(self) -> tuple[Process, Process]:
         """Return the member to disturb, and the other one."""
@@ -131,58 +167,87 @@ class Fleet:
 class SharingClients(Fleet):
     """Two clients that share their work, and a server."""
 
-    def set_up(self) -> None:
-        """Start the clients, then the server."""
+    def make(self) -> None:
+        """Make the clients and the server."""
         host, port = self.other_host, self.testbed.port()
         section = server_section(self.feeder.folder, self.testbed.port(), request_address=host.address)
-        server = host.run_inside(self.testbed.server({"hrit": section}, port))
+        self.others.append(host.run_inside(self.testbed.server({"hrit": section}, port)))
         for number, one in enumerate(self.hosts):
             own = self.testbed.port()
             client = client_section([], self.target, own, transfer_req_timeout=3)
             client["providers"] = f"{host.address}:{port}"
-            sections = {"DEFAULT": {**self.journal, "fleet": "share"}, "hrit": client}
+            sections: Sections = {"DEFAULT": {**self.journal, "fleet": "share"}, "hrit": client}
             self.members.append(one.run_inside(self.testbed.client(sections, name=f"client-{number}")))
             self.receipts.append(one.subscriber(own))
-        for process in (*self.members, server):
-            process.start(wait=False)
-        for process in (*self.members, server):
-            process.wait_until_ready()
-
-    def suspend(self) -> tuple[Process, Process]:
-        """Suspend a client while transfers run."""
-        one, other = self.pair()
-        before = len(self.published())
-        self.feed()
-        until(lambda: len(self.published()) > before, SECONDS, "files are fetched")
-        one.send(signal.SIGSTOP)
-        return one, other
 
 
-class StandbyServers(Fleet):
-    """Two servers, of which one works, and a client of both."""
+class Servers(Fleet):
+    """Two servers of one directory, and a client of both."""
 
-    def set_up(self) -> None:
-        """Start the server that is to suspend itself before a rename, the standby, and the client."""
+    fleet = ""  # the value of the option
+
+    def make(self) -> None:
+        """Make the servers and the client."""
         ports = [self.testbed.port(), self.testbed.port()]
         for number, one in enumerate(self.hosts):
             section = server_section(self.feeder.folder, self.testbed.port(), request_address=one.address)
-            sections = {"DEFAULT": self.journal, "hrit": section}
+            sections: Sections = {"DEFAULT": {**self.journal, "fleet": self.fleet}, "hrit": section}
             self.members.append(one.run_inside(self.testbed.server(sections, ports[number], name=f"server-{number}")))
         own = self.testbed.port()
         client = client_section([], self.target, own, transfer_req_timeout=1)
         client["providers"] = " ".join(f"{one.address}:{port}" for one, port in zip(self.hosts, ports, strict=True))
-        receiver = self.other_host.run_inside(self.testbed.client({"hrit": client}))
+        self.others.append(self.other_host.run_inside(self.testbed.client({"hrit": client})))
         self.receipts = [self.other_host.subscriber(own)]
-        first = self.members[0]
-        prefix = len(self.hosts[0].prefix)
+        self.announced = [one.subscriber(port) for one, port in zip(self.hosts, ports, strict=True)]
+
+    def repeated(self) -> set[str]:
+        """Return the files with several receipts or announcements."""
+        announced = Counter(name for subscriber in self.announced for name in subscriber.receipts())
+        return super().repeated() | {name for name, count in announced.items() if count > 1}
+
+
+class SharingServers(Servers):
+    """Two servers that share their work."""
+
+    fleet = "share"
+
+    def start(self) -> None:
+        """Start all, and wait until the client receives the announcements of both."""
+        super().start()
+        self.others[0].wait_for_line("connected to", 2)
+
+
+class StandbyServers(Servers):
+    """Two servers, of which one works."""
+
+    fleet = "standby"
+
+    def make(self) -> None:
+        """Make all daemons."""
+        super().make()
+        self._normal = self.members[0].command
+
+    def prepare_suspension(self) -> None:
+        """Make the first server suspend itself between the check of a transfer and its rename, in its first run."""
+        first, prefix = self.members[0], len(self.hosts[0].prefix)
         first.command = [*first.command[:prefix], *armed(first.command[prefix:], "sent:stop")]
+
+    def start(self) -> None:
+        """Start the first server, the standby, and the client."""
+        first, standby = self.members
         first.start()
-        self.members[1].start(wait=False)
-        self.members[1].wait_for_line("waiting as standby")
-        receiver.start()
+        first.command = self._normal
+        self.restart(standby)
+        self.others[0].start()
+        self.others[0].wait_for_line("connected to")
+
+    def restart(self, member: Process) -> None:
+        """Start a member, which waits as standby."""
+        member.start(wait=False)
+        member.wait_for_line("waiting as standby", seconds=SECONDS)
 
     def suspend(self) -> tuple[Process, Process]:
-        """Wait until the first server suspends itself between the check of a transfer and its rename."""
+        """Wait until the first server suspends itself."""
         one, other = self.pair()
         self.feed()
         assert one.popen
@@ -200,6 +265,48 @@ class StandbyServers(Fleet):
         """Wait until the member is the standby."""
         super().wait_until_rejoined(member)
         member.wait_for_line("waiting as standby", seconds=SECONDS)
+
+
+class SharingDispatchers(Fleet):
+    """Two dispatchers that share their work, and a publisher."""
+
+    def make(self) -> None:
+        """Make the publisher and the dispatchers."""
+        with self.other_host.inside():
+            publisher = RecordedPublisher(self.testbed.port(), self.other_host.address)
+        self.publisher = self.testbed.close_at_end(publisher)
+        target = {
+            "directory": str(self.target),
+            "dispatch_configs": [{"topics": [TOPIC]}],
+            "publish_topic": "/sent",
+        }
+        subscriber = {"subscribe_addresses": [publisher.address], "nameserver": False}
+        text = yaml.safe_dump(
+            {"DEFAULT": {**self.journal, "fleet": "share"}, "posttroll_subscriber": subscriber, "mail": target}
+        )
+        for number, one in enumerate(self.hosts):
+            own = self.testbed.port()
+            config = self.testbed.config(text, f"dispatcher-{number}.yaml")
+            command = [sys.executable, script("dispatcher.py"), str(config), "-p", str(own), "-n", "false"]
+            self.members.append(one.run_inside(self.testbed.process(f"dispatcher-{number}", command, config)))
+            self.receipts.append(one.subscriber(own))
+
+    def start(self) -> None:
+        """Start the dispatchers, and wait until they are subscribed."""
+        super().start()
+        self.publisher.wait_for_subscribers(len(self.members))
+
+    def restart(self, member: Process) -> None:
+        """Start a dispatcher, and wait until it is subscribed."""
+        super().restart(member)
+        self.publisher.wait_for_subscribers(len(self.members))
+
+    def feed(self, count: int = BURST, pause: float = 0.01) -> None:
+        """Create files, and publish a message about each."""
+        for _ in range(count):
+            (name,) = self.feeder.feed(1, size=SIZE)
+            self.publisher.publish_file(self.feeder.folder / name)
+            time.sleep(pause)
 
 
 class _Engine(Postgresql):
@@ -223,6 +330,16 @@ def suspend_member(fleet: Fleet) -> None:
     fleet.feed()
     one.send(signal.SIGCONT)
     fleet.wait_until_rejoined(one)
+
+
+def kill_member(fleet: Fleet) -> None:
+    """Kill a member while transfers run, and restart it after its lease."""
+    one, other = fleet.pair()
+    fleet.feed()
+    one.kill()
+    fleet.feed()
+    fleet.wait_until_buried(other)
+    fleet.restart(one)
 
 
 def cut_member_off(fleet: Fleet) -> None:
@@ -255,9 +372,7 @@ def cut_engine_off(fleet: Fleet) -> None:
     """Cut the engine from all members for twice the lease while transfers run."""
     fleet.feed()
     fleet.engine_host.cut()
-    rounds = int(2 * LEASE / (BURST * 0.01)) + 1
-    for _ in range(rounds):
-        fleet.feeder.feed(1, size=SIZE, pause=2 * LEASE / rounds)
+    fleet.feed(BURST, pause=2 * LEASE / BURST)
     fleet.engine_host.reconnect()
 
 
@@ -269,26 +384,59 @@ def kill_engine(fleet: Fleet) -> None:
     fleet.engine.start()
 
 
+Fault = Callable[[Fleet], None]
+# The suspension is the first fault, if any: a standby server is prepared for it in its first run.
+FAULTS: Sequence[Fault] = (suspend_member, kill_member, cut_member_off, unplug_member, cut_engine_off, kill_engine)
+CHOSEN: Mapping[type[Fleet], Sequence[Fault]] = {
+    SharingClients: (suspend_member, unplug_member, cut_engine_off),
+    StandbyServers: (suspend_member, cut_member_off, kill_engine),
+    SharingServers: (suspend_member, unplug_member),
+    SharingDispatchers: (suspend_member, cut_member_off),
+}
+ALL = os.environ.get("TROLLMOVES_TEST_FAULTS") == "all"
+
+
 @pytest.fixture
 def network(testbed: Testbed) -> Network:
     """Return a network, or skip."""
     return Network(testbed)
 
 
-@pytest.mark.parametrize(("kind", "cut"), [(SharingClients, unplug_member), (StandbyServers, cut_member_off)])
+@pytest.mark.parametrize("kind", CHOSEN)
 def test_faults(
-    testbed: Testbed,
-    network: Network,
-    kind: type[Fleet],
-    cut: Callable[[Fleet], None],
-    record_property: Callable[[str, object], None],
+    testbed: Testbed, network: Network, kind: type[Fleet], record_property: Callable[[str, object], None]
 ) -> None:
     """After each fault all files are delivered completely, those of the fault perhaps twice."""
     fleet = kind(testbed, network)
-    for fault in (suspend_member, cut, cut_engine_off, kill_engine):
+    fleet.prepare_suspension()
+    fleet.start()
+    for fault in FAULTS if ALL else CHOSEN[kind]:
         for member in fleet.members:
             member.mark_log()
         fault(fleet)
         fleet.wait_until_done()
-        repeated = sum(count > 1 for count in fleet.published().values())
-        record_property(f"receipts published twice after {fault.__name__}", repeated)
+        record_property(f"files repeated after {fault.__name__}", len(fleet.repeated()))
+
+
+@pytest.mark.parametrize("kind", CHOSEN)
+def test_clock_of_a_member(testbed: Testbed, network: Network, kind: type[Fleet]) -> None:
+    """However the clock of one host is set, also before a start, no member is buried and no file is repeated."""
+    fleet = kind(testbed, network, LONG_LEASE)
+    fleet.start()
+    now = time.time()
+    for moment in (now + DAY, now - DAY, 70 * YEAR, DAY):
+        fleet.clock.set_to(moment)
+        fleet.feed(10)
+        fleet.wait_until_done()
+    one, other = fleet.pair()
+    assert one.terminate() == 0
+    fleet.clock.set_to(now + YEAR)
+    fleet.restart(one)
+    fleet.feed(10)
+    fleet.wait_until_done()
+    assert other.terminate() == 0
+    fleet.feed(10)
+    fleet.wait_until_done()
+    assert fleet.repeated() == set()
+    for member in fleet.members:
+        assert "renew its lease" not in member.log.read_text()

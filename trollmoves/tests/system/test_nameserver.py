@@ -42,8 +42,16 @@ def test_no_receipt_of_a_new_port_is_lost(testbed: Testbed, settings: Mapping[st
     )
     listener.environment = {**listener.environment, **settings}
     listener.start()
-    names = pair.feeder.feed(FILES)
     pair.server.start()
     pair.client.start()
-    wanted = {f"file {name}" for name in names}
-    until(lambda: wanted <= set(listener.lines().splitlines()), 30, "all receipts")
+    pair.client.wait_for_line("connected to")
+    pair.feeder.feed()
+
+    def are_received() -> bool:
+        return {f"file {name}" for name in pair.feeder.fed} <= set(listener.lines().splitlines())
+
+    until(are_received, 30, "the first receipt")
+    assert pair.client.terminate() == 0
+    pair.feeder.feed(FILES)
+    pair.client.start()  # on another port, with all files to fetch
+    until(are_received, 30, "all receipts")

@@ -12,7 +12,14 @@ import pytest
 
 from trollmoves.journal import open_reader
 from trollmoves.tests.helpers import legacy_peer as earlier
-from trollmoves.tests.helpers.daemons import ServerClientPair, Testbed
+from trollmoves.tests.helpers.daemons import (
+    MIRROR_TOPIC,
+    Process,
+    ServerClientPair,
+    Testbed,
+    client_section,
+    mirror_section,
+)
 from trollmoves.tests.helpers.dispatching import TOPIC, DispatcherTestbed
 from trollmoves.tests.helpers.journals import new_schema
 from trollmoves.tests.helpers.waiting import until
@@ -90,8 +97,7 @@ def test_a_dispatcher(testbed: Testbed, engine: Postgresql, fleet: str) -> None:
     assert re.findall(r"\] delivered (\S+) to", daemon.log.read_text()) == names
 
 
-@pytest.mark.parametrize("server", ["old", "new"])
-@pytest.mark.parametrize("fleet", ["standby", "share"])
+@pytest.mark.parametrize(("server", "fleet"), [("old", "standby"), ("old", "share"), ("new", "share")])
 def test_a_client(testbed: Testbed, engine: Postgresql, server: str, fleet: str) -> None:
     """A client that is killed and started while the engine is away fetches each announced file once."""
     pair = ServerClientPair(testbed, transfer_req_timeout=5)
@@ -99,6 +105,25 @@ def test_a_client(testbed: Testbed, engine: Postgresql, server: str, fleet: str)
     if server == "old":
         pair.server = earlier.server(testbed, pair.server_sections, pair.publish_port)
     pair.start()
+    _restart_while_away(testbed, engine, pair.client, pair)
+
+
+def test_a_mirror(testbed: Testbed, engine: Postgresql) -> None:
+    """A mirror that is killed and started while the engine is away announces each file of an old server once."""
+    pair = ServerClientPair(testbed)
+    pair.server = earlier.server(testbed, pair.server_sections, pair.publish_port)
+    port = testbed.port()
+    section = mirror_section(pair.publish_port, testbed.directory("copies"), testbed.port(), transfer_req_timeout=5)
+    mirror = testbed.mirror({"DEFAULT": {"journal": new_schema(engine)}, "far": section}, port)
+    client = client_section(port, pair.target, pair.client_port, topic=MIRROR_TOPIC, transfer_req_timeout=5)
+    pair.client.reconfigure({"hrit": client})
+    mirror.start()
+    pair.start()
+    _restart_while_away(testbed, engine, mirror, pair)
+
+
+def _restart_while_away(testbed: Testbed, engine: Postgresql, daemon: Process, pair: ServerClientPair) -> None:
+    """Kill and start a daemon that receives announcements while the engine is away; all files have one receipt."""
     fed: list[str] = []
 
     def is_announced() -> bool:
@@ -110,17 +135,17 @@ def test_a_client(testbed: Testbed, engine: Postgresql, server: str, fleet: str)
             return False
         return True
 
-    until(is_announced, RETURN, "the client is connected")
+    until(is_announced, RETURN, "the daemon is connected")
     engine.stop()
     names = pair.feeder.feed(COUNT)
     wait_until_kept(testbed, names)
-    pair.client.kill()
-    pair.client.start(wait=False)
-    until(is_announced, RETURN, "the client is connected")
+    daemon.kill()
+    daemon.start(wait=False)
+    until(is_announced, RETURN, "the daemon is connected")
     names += [fed[-1], *pair.feeder.feed(COUNT)]
     wait_until_kept(testbed, names)
     engine.start()
-    pair.client.wait_until_ready()
+    daemon.wait_until_ready()
     pair.received.wait_for_receipts(names, RETURN)
     names += pair.feeder.feed(COUNT)
     pair.received.wait_for_receipts(names, RETURN)
