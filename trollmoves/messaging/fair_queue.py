@@ -11,6 +11,7 @@ MAX_QUEUED = 1_000  # queued requests per sender; a client chain has up to 256 o
 MAX_QUEUED_BYTES = 8 * 1024 * 1024  # per sender
 THROTTLED_BATCH = 3  # requests of throttled senders that are read in one batch
 THROTTLED_INTERVAL = 0.02  # s between such batches: each delays the other senders by a journal query
+THROTTLED_PAUSE = 4  # times the duration of such a batch before the next one
 BYTES_PER_COST_UNIT = 20_000  # this size of a request costs as much as another request
 THROTTLE_SECONDS = 2.0  # s after the last request over quota; a replier checks throttled senders once a second
 
@@ -41,7 +42,8 @@ class FairQueue:
 
     def __init__(self) -> None:
         self._senders: dict[str, _SenderQueue] = {}  # in round-robin order
-        self._last_throttled_batch = 0.0  # monotonic time
+        self._next_throttled_batch = 0.0  # monotonic time
+        self._is_throttled_batch = False
 
     def is_pending(self) -> bool:
         """Return True if a request is queued."""
@@ -64,15 +66,22 @@ class FairQueue:
     def take(self, count: int) -> list[tuple[str, Frames]]:
         """Remove and return requests of a total cost of about ``count``, round-robin.
 
-        Every THROTTLED_INTERVAL seconds return a few requests of throttled senders instead.
+        Every THROTTLED_INTERVAL seconds, or later (see ``took``), return a few requests of throttled senders instead.
         """
         queues = [(sender, queue) for sender, queue in self._senders.items() if queue.queued]
         throttled = [(sender, queue) for sender, queue in queues if queue.is_throttled()]
         now = time.monotonic()
-        if throttled and now - self._last_throttled_batch >= THROTTLED_INTERVAL:
-            self._last_throttled_batch = now
+        self._is_throttled_batch = bool(throttled) and now >= self._next_throttled_batch
+        if self._is_throttled_batch:
+            self._next_throttled_batch = now + THROTTLED_INTERVAL
             return self._round_robin(throttled, THROTTLED_BATCH)
         return self._round_robin([(sender, queue) for sender, queue in queues if not queue.is_throttled()], count)
+
+    def took(self, seconds: float) -> None:
+        """Record the duration of the requests that ``take`` has returned: throttled senders get a share of the time."""
+        if self._is_throttled_batch:
+            pause = time.monotonic() + THROTTLED_PAUSE * seconds
+            self._next_throttled_batch = max(self._next_throttled_batch, pause)
 
     def _round_robin(self, queues: list[tuple[str, _SenderQueue]], budget: int) -> list[tuple[str, Frames]]:
         requests: list[tuple[str, Frames]] = []

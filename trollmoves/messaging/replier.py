@@ -191,7 +191,9 @@ class Replier:
         requests = [request for client, frames in queued if (request := self._decode(list(frames), client))]
         if requests:
             self._handle_all(requests)
-            affordable = int(BATCH_TIME * len(requests) / max(time.monotonic() - started, 1e-6))
+            seconds = time.monotonic() - started
+            self._queue.took(seconds)
+            affordable = int(BATCH_TIME * len(requests) / max(seconds, 1e-6))
             self._batch_size = max(MIN_BATCH_SIZE, min(affordable, BATCH_SIZE))
         elif self._queue.only_throttled_pending():
             self._thread.wakeup.clear()

@@ -49,7 +49,7 @@ class MemoryLimits:
     unsent: Limits
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class ConnectionBytes:
     """The bytes of one connection in memory; ``update`` refreshes them from the kernel's counters."""
 
@@ -111,7 +111,8 @@ def excess(
     """
     found = [one for one in connections if one.is_over(limits)]
     for name, kind in (("unread", limits.unread), ("unsent", limits.unsent)):
-        rest = [one for one in connections if one not in found and getattr(one, name)]
+        closed = set(found)
+        rest = [one for one in connections if one not in closed and getattr(one, name)]
         kept, per_address = [], Counter(left if name == "unread" else {})
         for one in sorted(rest, key=lambda one: int(getattr(one, name))):  # the largest ones last
             size = int(getattr(one, name))

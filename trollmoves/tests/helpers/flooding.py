@@ -217,7 +217,7 @@ KINDS: dict[str, Callable[[int], None]] = {
 }
 
 # Of a hostile run, by the port: that of requests, or of publications.
-HOSTILE_REQUESTS = (
+HOSTILE_REQUESTS: tuple[Callable[[int], None], ...] = (
     many_frames,
     small_frames,
     empty_frames,
@@ -228,7 +228,7 @@ HOSTILE_REQUESTS = (
     unread_replies,
     garbage,
 )
-HOSTILE_SUBSCRIBERS = (small_frames, long_subscriptions, subscriptions, half_open)
+HOSTILE_SUBSCRIBERS: tuple[Callable[[int], None], ...] = (small_frames, long_subscriptions, subscriptions, half_open)
 
 
 if __name__ == "__main__":

@@ -332,9 +332,10 @@ def test_an_idle_member_gives_parts_back(join: Join, host: Host) -> None:
 
 def test_requested_tasks_of_a_killed_member(join: Join, host: Host) -> None:
     """Tasks that were requested at a killed member are run by the other one, which knows the unanswered requests."""
-    one, two = (join().register("requested", is_async=False) for _ in range(2))
+    one = join().register("requested", is_async=False)
     one.request(["0"])
     until(is_done(one, 1))
+    two = join().register("requested", is_async=False)
     host.seconds = 0.2
     one.request([f"{n:03}" for n in range(1, 41)])
     until(lambda: host.running)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 
@@ -139,6 +140,22 @@ def test_sender_over_quota_waits() -> None:
         "the quiet one is served",
     )
     assert box.only_throttled_pending()
+
+
+def test_slow_requests_of_a_throttled_sender() -> None:
+    """A batch of a throttled sender that took long is followed by a longer pause."""
+    box = FairQueue()
+    for _ in range(fair_queue.MAX_QUEUED):
+        box.put("loud", [b"info"])
+    assert not box.has_room("loud")
+    assert len(box.take(100)) == fair_queue.THROTTLED_BATCH
+    box.took(3600)
+    assert box._next_throttled_batch > time.monotonic() + 3600
+    box.put("quiet", [b"ping"])
+    assert [name for name, _ in box.take(100)] == ["quiet"]
+    pause_end = box._next_throttled_batch
+    box.took(7200)
+    assert box._next_throttled_batch == pause_end
 
 
 def test_large_requests_count_by_their_bytes() -> None:
