@@ -38,12 +38,10 @@ LOCK_TIMEOUT = 10  # s
 IDLE_TIMEOUT = 5  # s in which a transaction must continue, less than a lease: a suspended process keeps its locks
 # With the last one, another member holds a task of the same turn: the repetition takes this into account.
 _CONFLICTS = (errors.DeadlockDetected, errors.SerializationFailure, errors.LockNotAvailable, errors.UniqueViolation)
+# The last two: the engine has become a standby, or has closed the connection of a suspended process.
 _LOST = (
-    errors.AdminShutdown,
-    errors.CrashShutdown,
-    errors.CannotConnectNow,
-    errors.ReadOnlySqlTransaction,
-    errors.IdleInTransactionSessionTimeout,
+    *(psycopg.OperationalError, psycopg.InterfaceError),
+    *(errors.ReadOnlySqlTransaction, errors.IdleInTransactionSessionTimeout),
 )
 _REJECTED = (
     "authentication failed", "no pg_hba.conf entry", "does not exist", "no password supplied", "certificate", "SSL",
@@ -161,7 +159,7 @@ class PostgresDatabase:
                     return work(db)
             except _CONFLICTS as error:
                 self._give_up(error, participle, deadline)
-            except (psycopg.OperationalError, psycopg.InterfaceError) as error:
+            except _LOST as error:
                 if now and sent and now not in self.doubtful:
                     self.doubtful.append(now)
                 self._give_up(error, participle, deadline)
@@ -289,7 +287,7 @@ class PostgresDatabase:
 def _is_temporary(error: Exception) -> bool:
     if isinstance(error, (errors.InsufficientPrivilege, errors.UndefinedTable, errors.UndefinedColumn)):
         return False
-    return isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError, *_CONFLICTS))
+    return isinstance(error, (*_LOST, *_CONFLICTS))
 
 
 def _first_line(error: Exception) -> str:

@@ -416,6 +416,32 @@ def test_a_buried_member_learns_of_it(join: Join) -> None:
         one.find("chain", "fetch", "a")
 
 
+@pytest.mark.parametrize("cause", ["the engine is a standby", "the process was suspended"])
+def test_a_lost_transaction_is_repeated(join: Join, cause: str) -> None:
+    """A transaction that the engine rejects as a standby, or ends because it was idle, is repeated and stored."""
+    journal = join()
+    journal.add_tasks([task("a")])
+    pids: list[int] = []
+
+    def work(db: psycopg.Connection) -> None:
+        if not pids and cause == "the engine is a standby":
+            db.execute("SET TRANSACTION READ ONLY")
+        elif not pids:
+            db.execute("SET LOCAL idle_in_transaction_session_timeout TO '50ms'")
+        pids.append(db.info.backend_pid)
+        if len(pids) == 1 and cause == "the process was suspended":
+            with psycopg.connect(shared_server().url, autocommit=True) as other:
+                alive = "SELECT 1 FROM pg_stat_activity WHERE pid = %s"
+                until(lambda: not other.execute(alive, (pids[0],)).fetchone())
+        db.execute("UPDATE tasks SET tries = 9")
+
+    journal.membership._database.run(work)
+    assert len(pids) == 2
+    found = journal.find("chain", "fetch", "a")
+    assert found is not None
+    assert found.tries == 9
+
+
 @pytest.mark.parametrize("within", ["no transaction", pytest.param("a transaction", marks=pytest.mark.slow)])
 def test_a_suspended_member_loses_its_tasks(join: Join, within: str) -> None:
     """A member that does not renew its lease fences itself; another one frees its tasks, and it stores no more.
