@@ -331,6 +331,7 @@ def test_log_can_be_read(journal: Journal) -> None:
 
 def test_the_newest_announcement_of_a_file_counts(journal: Journal) -> None:
     """Of a file that was announced several times the newest is given, with its size and time."""
+    before = journal.now()
     append_announcements(
         journal, "chain", [announced(1, "/a"), announced(2, "/a", 6, 8), announced(3, "/b", None, None)]
     )
@@ -338,6 +339,7 @@ def test_the_newest_announcement_of_a_file_counts(journal: Journal) -> None:
     newest = journal.latest_announcement("chain", "/a")
     assert newest is not None
     assert newest.number == 2
+    assert before <= newest.created <= journal.now()
     assert journal.latest_announcement("chain", "/c") is None
     assert latest_versions(journal, "chain", ["/a", "/b", "/c"]) == {"/a": (6, 8), "/b": (None, None)}
 
