@@ -415,6 +415,13 @@ DEFENCES = (
         "unit/test_client_quotas.py",
     ),
     _defence(
+        "time of a throttled sender",
+        "messaging/fair_queue.py",
+        "pause = time.monotonic() + THROTTLED_PAUSE * seconds",
+        "pause = 0.0",
+        "unit/test_client_quotas.py::test_slow_requests_of_a_throttled_sender",
+    ),
+    _defence(
         "pending pushes of one sender",
         "provider/client_quotas.py",
         "return self._counts[client] >= MAX_PENDING",

@@ -150,7 +150,7 @@ def test_hostile_run(tmp_path: Path) -> None:
     """All that a host without a key can do to all ports leaves each daemon small, and files nearly as fast as usual.
 
     The daemons use all processors: with both on one, three flooded ports and the files exceed it. The floods have the
-    lowest priority, because those of other hosts would take nothing of these processors but for what they send.
+    lowest priority, because floods of other hosts would use these processors only through their data.
     They pause for each fourth round, which gives the usual time under the same load by other processes.
     ``TROLLMOVES_HOSTILE=600`` runs it for ten minutes.
     """
