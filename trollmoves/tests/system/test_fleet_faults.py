@@ -83,6 +83,8 @@ class Fleet:
     The first member has the clock ``clock``.
     """
 
+    joined = ", journal "  # in the log of a member that has opened the journal
+
     def __init__(self, testbed: Testbed, network: Network, lease: int = LEASE) -> None:
         self.testbed = testbed
         self.network = network
@@ -129,8 +131,9 @@ class Fleet:
         return one, other
 
     def wait_until_rejoined(self, member: Process) -> None:
-        """Wait until a member that lost its lease is a new member."""
+        """Wait until a member that lost its lease is a new member, and has opened the journal."""
         member.wait_for_line("opening the journal as a new member", seconds=SECONDS)
+        member.wait_for_line(self.joined, seconds=SECONDS)
 
     def wait_until_buried(self, by: Process) -> None:
         """Wait until a member has the tasks of the other one."""
@@ -221,6 +224,7 @@ class StandbyServers(Servers):
     """Two servers, of which one works."""
 
     fleet = "standby"
+    joined = "waiting as standby"
 
     def make(self) -> None:
         """Make all daemons."""
@@ -244,7 +248,7 @@ class StandbyServers(Servers):
     def restart(self, member: Process) -> None:
         """Start a member, which waits as standby."""
         member.start(wait=False)
-        member.wait_for_line("waiting as standby", seconds=SECONDS)
+        member.wait_for_line(self.joined, seconds=SECONDS)
 
     def suspend(self) -> tuple[Process, Process]:
         """Wait until the first server suspends itself."""
@@ -260,11 +264,6 @@ class StandbyServers(Servers):
         super().wait_until_buried(by)
         by.wait_for_line("took over the journal", seconds=SECONDS)
         by.wait_for_line(", journal ", seconds=SECONDS)
-
-    def wait_until_rejoined(self, member: Process) -> None:
-        """Wait until the member is the standby."""
-        super().wait_until_rejoined(member)
-        member.wait_for_line("waiting as standby", seconds=SECONDS)
 
 
 class SharingDispatchers(Fleet):
