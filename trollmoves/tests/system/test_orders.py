@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sqlite3
 import time
 from contextlib import closing
@@ -236,9 +237,11 @@ def test_retry_and_drop_of_a_failed_file(testbed: Testbed, pair: ServerClientPai
     order(testbed, "client", "resume", name="hrit")
     until(lambda: sorted(tasks(testbed, "client", "fetch")) == sorted([(first, 2), (second, 2)]))
     assert order(testbed, "client", "drop", file=second)["count"] == 1
+    pair.server.send(signal.SIGSTOP)  # it would announce the first file again, and the client retry without an order
     for name, path in kept.items():
         path.rename(pair.feeder.folder / name)
     assert order(testbed, "client", "retry", failed=True)["count"] == 1
+    pair.server.send(signal.SIGCONT)
     until(lambda: (pair.target / first).exists())
     restart_killed(pair.client)
     until(lambda: sorted(tasks(testbed, "client", "fetch")) == sorted([(first, 1), (second, 3)]))
