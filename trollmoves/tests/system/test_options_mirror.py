@@ -136,6 +136,7 @@ def test_ignored_options(testbed: Testbed) -> None:
         "nameserver": HOST,
         "watchdog_timeout": 3,
         "timeout": 3,
+        "files": "shared",
     }
     given = {name: values.get(name, "1") for name in NOT_OF_A_MIRROR}
     section = mirror_section(9010, testbed.directory("copies"), 9094)
