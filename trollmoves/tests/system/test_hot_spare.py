@@ -167,7 +167,7 @@ def test_killed_after_push_and_during_the_transfer(testbed: Testbed) -> None:
 def test_killed_before_ack(testbed: Testbed) -> None:
     """A primary that dies after the transfer, before its receipt, is replaced; it publishes no second receipt."""
     spares = Spares(testbed).start()
-    time.sleep(BUFFERED_SECONDS)  # the spare leaves the receipts of files from before its start to the primary
+    time.sleep(BUFFERED_SECONDS + DELAY)  # receipts of files from before this are left to the primary
     spares.slow_down()
     (name,) = spares.feeder.feed(size=SIZE)
     until(lambda: [one for one in spares.by_primary.of_file(name) if one.type == "push"], what="push")
