@@ -28,6 +28,7 @@ def works(*, full: bool, old: bool, with_peers: bool) -> dict[str, Work]:
         "burst": partial(flow.burst, count=5000, old=old),
         "large-burst": partial(flow.burst, count=4000 * times, old=False),
         "steady": partial(flow.steady, seconds=10 * times),
+        "processors": partial(flow.processors, count=5000, seconds=10 * times),
         "idle": partial(flow.idle, count=300 * times, old=old),
         "metrics": partial(flow.metrics, count=2000),
         "small": partial(movers.small, count=500, old=old),

@@ -8,7 +8,7 @@ import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks.calibrator import REFERENCE, Calibrator
@@ -75,9 +75,17 @@ class Bench:
 
 @contextmanager
 def stage(
-    logs: Path, *, old: bool = False, options: Mapping[str, object] | None = None, metrics: bool = False
+    logs: Path,
+    *,
+    old: bool = False,
+    options: Mapping[str, object] | None = None,
+    metrics: bool = False,
+    processors: Sequence[int] = (),
 ) -> Iterator[Bench]:
-    """Start a server and a client, ours or those of 0.19.0, and move files to warm them up."""
+    """Start a server and a client, ours or those of 0.19.0, and move files to warm them up.
+
+    ``processors`` are those of the server and of the client, by default all.
+    """
     with Testbed(logs) as testbed:
         pair = DaemonPair(testbed, options)
         ports = [testbed.port(), testbed.port()] if metrics else []
@@ -85,6 +93,10 @@ def stage(
             ports, (pair.server, pair.client), (pair.server_sections, pair.client_sections), strict=False
         ):
             daemon.reconfigure({"DEFAULT": {"metrics_port": port}, **sections})
+        for processor, daemon, sections in zip(
+            processors, (pair.server, pair.client), (pair.server_sections, pair.client_sections), strict=False
+        ):
+            daemon.reconfigure({"DEFAULT": {"processors": processor}, **sections})
         if old:
             pair.server = earlier.server(testbed, pair.server_sections, pair.publish_port)
             pair.client = earlier.client(testbed, pair.client_sections)
@@ -146,6 +158,21 @@ def burst(logs: Path, *, count: int, old: bool) -> Iterator[Figure]:
         yield Figure("memory of both", cost.memory(), "MB", more=False)
 
 
+def processors(logs: Path, *, count: int, seconds: int) -> Iterator[Figure]:
+    """Repeat the burst and the steady rates with each daemon on a processor of its own."""
+    own = sorted(os.sched_getaffinity(0))[:2]
+    if len(own) < 2:
+        return
+    with stage(logs, processors=own) as one:
+        cost = Cost(*one.processes)
+        rate = one.rate(count)
+        yield Figure(f"a processor for each daemon: burst of {count:,} files of 1 kB", rate, "files/s")
+        yield Figure("the same: CPU of both per file", cost.cpu() / count * 1e6, "us", more=False)
+    for loaded in LOADED:
+        for figure in _steady(logs, loaded, seconds, own):
+            yield replace(figure, work=f"a processor for each daemon: {figure.work}")
+
+
 def cost_of_a_file(logs: Path, count: int = 2000) -> tuple[float, bool]:
     """Return the microseconds of processor time of a file in a burst, calibrated, and whether the machine was quiet."""
     with stage(logs) as one, Calibrator() as calibrator:
@@ -181,8 +208,8 @@ def steady(logs: Path, *, seconds: int) -> Iterator[Figure]:
         yield from _steady(logs, rate, seconds)
 
 
-def _steady(logs: Path, rate: int, seconds: int) -> Iterator[Figure]:
-    with stage(logs) as one:
+def _steady(logs: Path, rate: int, seconds: int, own: Sequence[int] = ()) -> Iterator[Figure]:
+    with stage(logs, processors=own) as one:
         cost = Cost(*one.processes)
         appeared = one.put(rate * seconds, pause=1 / rate)
         one.wait_for(appeared)

@@ -75,7 +75,7 @@ def fan_out(logs: Path, *, count: int, most: int = CLIENTS) -> Iterator[Figure]:
     )  # fmt: skip
     times = cost[most] / cost[1]
     yield Figure(
-        f"CPU of the server a delivery with {most} clients to that with one", times, "times", more=False,
+        f"CPU of the server per delivery, {most} clients relative to one", times, "times", more=False,
         promise="<= 2", kept=times <= 2,
     )  # fmt: skip
 
