@@ -230,12 +230,6 @@ class Journal(Protocol):
     def count_waiting(self, chain: str, lane: str) -> int:
         """Return the number of tasks of a lane that are waiting or running."""
 
-    def held(self, chain: str, limit: int = 1000) -> list[Task]:
-        """Return the waiting tasks of a chain whose last attempt failed, by due time; ``reply`` is the error."""
-
-    def failed(self, chain: str, limit: int = 1000) -> list[Task]:
-        """Return the failed tasks of a chain, the newest first; ``reply`` is the error."""
-
     def retry(self, ids: Iterable[int]) -> list[Task]:
         """Make failed tasks waiting again, due now; return those that had failed, to be submitted to the scheduler."""
 

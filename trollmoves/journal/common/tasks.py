@@ -68,9 +68,3 @@ class TaskQueries(OpenQueries):
         where = "chain = ? AND lane = ? AND state = 0"
         ((count,),) = self._read(f"SELECT count(*) FROM tasks WHERE {where}", (chain, to_sqlite_text(lane)))
         return int(count)
-
-    def held(self, chain: str, limit: int = 1000) -> list[Task]:
-        return self._tasks("chain = ? AND state = 0 AND reply IS NOT NULL ORDER BY due, id LIMIT ?", chain, limit)
-
-    def failed(self, chain: str, limit: int = 1000) -> list[Task]:
-        return self._tasks("chain = ? AND state = 2 ORDER BY finished DESC, id DESC LIMIT ?", chain, limit)
