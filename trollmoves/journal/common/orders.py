@@ -67,7 +67,7 @@ class OrderQueries(TaskQueries):
     # -- tasks of an order
 
     def recent_lanes(self) -> set[tuple[str, str]]:
-        return set(self._read_on_own_connection(RECENT_LANES, (RECENT_TASKS,)))
+        return set(self._read_many(RECENT_LANES, (RECENT_TASKS,)))
 
     def select(self, selection: Selection) -> list[Task]:
         where = f"t.state IN ({placeholders(selection.states)}) AND t.kind IN ({placeholders(selection.kinds)})"
@@ -85,7 +85,7 @@ class OrderQueries(TaskQueries):
             where += f" AND {matches}"
             parameters += patterns
         columns = ", ".join(f"t.{name}" for name in self.COLUMNS.split(", "))
-        rows = self._read_on_own_connection(
+        rows = self._read_many(
             f"SELECT {columns} FROM tasks t LEFT JOIN announcements a "
             "ON a.chain = t.chain AND a.number = t.announcement_number "
             f"WHERE t.chain <> '' AND {where} ORDER BY t.id DESC LIMIT {MAX_SELECTED}",
@@ -103,7 +103,7 @@ class OrderQueries(TaskQueries):
             matches, patterns = self.glob_condition(("a.uid", "a.uri"), (file, _anywhere(file)), file)
             where += f" AND {matches}"
             parameters += patterns
-        rows = self._read_on_own_connection(self.NEWEST_FILES.format(where=where, limit=MAX_SELECTED), parameters)
+        rows = self._read_many(self.NEWEST_FILES.format(where=where, limit=MAX_SELECTED), parameters)
         return [(chain_, AnnouncementRecord(*record)) for chain_, *record in rows]
 
     def _file_condition(self, file: str) -> tuple[str, list[str]]:

@@ -89,7 +89,7 @@ class PruningQueries(OpenQueries):
         ((span,),) = self._read("SELECT (SELECT max(id) FROM tasks) - (SELECT min(id) FROM tasks)")
         if not span or span < retention.most_finished:
             return by_age
-        rows = self._read_on_own_connection(
+        rows = self._read_many(
             "SELECT finished FROM tasks WHERE state <> 0 ORDER BY finished DESC LIMIT 1 OFFSET ?",
             (retention.most_finished,),
         )

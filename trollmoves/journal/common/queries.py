@@ -7,7 +7,8 @@ An engine with other rules translates them.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
 
@@ -50,8 +51,13 @@ class OpenQueries(Queries):
     """The queries and changes of a journal that is open for writing."""
 
     @abstractmethod
-    def _read_on_own_connection(self, statement: str, parameters: Sequence[Any]) -> list[Any]:
-        """Return the rows of a query that scans many rows: other threads can use the journal at the same time."""
+    def _reading(self) -> AbstractContextManager[Callable[..., list[Any]]]:
+        """Return a context with a function (statement, parameters) for queries that delay no other thread."""
+
+    def _read_many(self, statement: str, parameters: Sequence[Any]) -> list[Any]:
+        """Return the rows of a query that scans many rows; it delays no other thread."""
+        with self._reading() as read:
+            return read(statement, parameters)
 
     @abstractmethod
     def _write(self, statement: str, parameters: Sequence[Any]) -> None:

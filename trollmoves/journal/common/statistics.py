@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-from typing import Any, ClassVar
+from typing import ClassVar
 
+from trollmoves.journal.common.queries import OpenQueries
 from trollmoves.journal.views import JournalStatistics, LaneBacklog
 
 MAX_SCANNED = 100_000  # finished tasks that are searched for the last one of each chain
 
 
-class StatisticsQueries(ABC):
+class StatisticsQueries(OpenQueries):
     """The statistics of a journal."""
 
     WANTED: ClassVar[str]  # see ``reader.wanted``
     LAST_ANNOUNCED: ClassVar[str]  # chain, and the time of its last announcement
-
-    @abstractmethod
-    def _reading(self) -> AbstractContextManager[Callable[..., list[Any]]]:
-        """Return a context with a function (statement, parameters) for queries that delay no other thread."""
 
     def statistics(self) -> JournalStatistics:
         with self._reading() as read:

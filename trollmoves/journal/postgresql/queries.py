@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from typing import Any
 
@@ -27,8 +28,8 @@ class PostgresQueries(Queries):
     def _read(self, statement: str, parameters: Sequence[Any] = ()) -> list[Any]:
         return self._database.read(translated(statement), parameters)
 
-    def _read_on_own_connection(self, statement: str, parameters: Sequence[Any]) -> list[Any]:
-        return self._read(statement, parameters)
+    def _reading(self) -> AbstractContextManager[Callable[..., list[Any]]]:
+        return nullcontext(self._read)
 
     def _read_until(
         self, statement: str, parameters: Sequence[Any], enough: Callable[[Sequence[object]], bool]

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
-
 from trollmoves.journal.common.statistics import StatisticsQueries
 from trollmoves.journal.postgresql.queries import PostgresQueries
 from trollmoves.journal.postgresql.reader import PostgresReader
@@ -19,9 +15,6 @@ class PostgresStatistics(PostgresQueries, StatisticsQueries):
         "SELECT chain, (SELECT created FROM announcements a WHERE a.chain = logs.chain ORDER BY number DESC LIMIT 1) "
         "FROM logs"
     )
-
-    def _reading(self) -> AbstractContextManager[Callable[..., list[Any]]]:
-        return nullcontext(self._read)
 
     def size(self) -> int:
         return self._database.size()

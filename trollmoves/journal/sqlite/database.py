@@ -16,7 +16,9 @@ from trollmoves.journal.clock import MonotonicWallClock
 from trollmoves.journal.location import LOCK_SUFFIX
 from trollmoves.journal.records import to_sqlite_text
 from trollmoves.journal.sqlite.files import (
+    WAL_SUFFIXES,
     acquire_lock,
+    connect_read_only,
     file_id,
     location_of,
     make_private,
@@ -26,13 +28,13 @@ from trollmoves.journal.sqlite.files import (
     write_times,
 )
 from trollmoves.journal.sqlite.recovery import NotAJournal, is_corruption, quarantine, restore, salvage
+from trollmoves.journal.sqlite.wanted import add_functions
 from trollmoves.journal.views import MemberRow
 
 logger = logging.getLogger(__name__)
 
 QUICK_CHECK_MAX_BYTES = 256_000_000  # size in bytes up to which a journal is checked at startup, in less than a second
 CLOCK_SAVE_INTERVAL = 60.0  # s between two stored times
-WAL_SUFFIXES = ("-wal", "-shm")  # suffixes of the files that SQLite keeps next to an open journal
 CLOCK_SLACK = 0.001  # s; precision of times in the journal and its lock file
 SCHEMA_VERSION = 1
 WAL_SIZE_LIMIT = 16_000_000  # bytes to which the write-ahead log is truncated after a checkpoint
@@ -366,13 +368,19 @@ class JournalDatabase:
             except (sqlite3.Error, OverflowError) as error:
                 raise self._to_journal_error("read", error) from error
 
-    def _read_on_own_connection(self, statement: str, parameters: Sequence[Any]) -> list[Any]:
-        """Return the rows of a query that scans many rows: other threads can use the journal at the same time."""
+    @contextmanager
+    def _reading(self) -> Iterator[Callable[..., list[Any]]]:
         try:
-            with closing(sqlite3.connect(self.path, isolation_level=None)) as db:
-                return db.execute(statement, parameters).fetchall()
+            with closing(connect_read_only(self.path)) as db:
+                add_functions(db)
+                db.execute("BEGIN")  # all queries read the same state
+
+                def read(statement: str, parameters: Sequence[Any] = ()) -> list[Any]:
+                    return db.execute(statement, parameters).fetchall()
+
+                yield read
         except sqlite3.Error as error:
-            raise JournalError(f"the journal {self.path} cannot be read: {error}") from error
+            raise to_journal_error(f"the journal {self.path} cannot be read: {error}", error) from error
 
     def _check(self) -> None:
         if self.damage:

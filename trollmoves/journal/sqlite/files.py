@@ -17,6 +17,8 @@ from trollmoves.journal.location import LOCK_SUFFIX
 
 logger = logging.getLogger(__name__)
 
+READ_TIMEOUT = 5.0  # s to wait for a lock of the file
+WAL_SUFFIXES = ("-wal", "-shm")  # suffixes of the files that SQLite keeps next to an open journal
 LOCK_ATTEMPTS = 10
 LOCK_PAUSE = 0.05  # s between two attempts
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -45,6 +47,12 @@ def open_private(path: str) -> int:
     return descriptor
 
 
+def connect_read_only(path: str, *, immutable: bool = False) -> sqlite3.Connection:
+    """Open a database only for reading; ``immutable`` if no process writes it, so that no file is created for that."""
+    uri = f"{Path(path).absolute().as_uri()}?mode=ro{'&immutable=1' if immutable else ''}"
+    return sqlite3.connect(uri, uri=True, timeout=READ_TIMEOUT, isolation_level=None)
+
+
 def make_private(path: str) -> None:
     """Make an existing file of the journal readable by the owner only; OSError if that fails."""
     # With O_PATH, because closing any other descriptor would release the locks of this process on the file.
@@ -58,6 +66,19 @@ def make_private(path: str) -> None:
             )
     finally:
         os.close(descriptor)
+
+
+def journal_size(path: str) -> int:
+    """Return the bytes of the files of a journal."""
+    return sum(file_size(path + suffix) for suffix in ("", *WAL_SUFFIXES))
+
+
+def file_size(path: str) -> int:
+    """Return the bytes of a file, 0 if it is missing."""
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return 0
 
 
 def write_times(lock: int, alive: float, written: float) -> None:

@@ -10,11 +10,10 @@ import re
 import sqlite3
 import stat
 from contextlib import closing, suppress
-from pathlib import Path
 
 from trollmoves.errors import JournalError
 from trollmoves.journal.location import LOCK_SUFFIX, fallback_directories, journal_name, journal_path
-from trollmoves.journal.sqlite.files import location_of, open_private
+from trollmoves.journal.sqlite.files import connect_read_only, location_of, open_private
 
 logger = logging.getLogger(__name__)
 
@@ -125,8 +124,7 @@ def _take_over(old: str, path: str) -> None:
 
 def _is_of_this_machine(path: str) -> bool:
     """Return False if a journal belongs to another host with the same home directory."""
-    uri = f"{Path(path).absolute().as_uri()}?mode=ro"
-    with suppress(sqlite3.Error), closing(sqlite3.connect(uri, uri=True)) as opened:
+    with suppress(sqlite3.Error), closing(connect_read_only(path)) as opened:
         row = opened.execute("SELECT value FROM meta WHERE key = 'location'").fetchone()
         return row is None or str(row[0]).split(" ")[0] == location_of(path).split(" ")[0]
     return True

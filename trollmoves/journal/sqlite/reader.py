@@ -14,12 +14,10 @@ from trollmoves.errors import JournalError
 from trollmoves.journal.common.reader import ReaderQueries
 from trollmoves.journal.location import LOCK_SUFFIX
 from trollmoves.journal.sqlite.database import SCHEMA_VERSION
-from trollmoves.journal.sqlite.files import to_journal_error
-from trollmoves.journal.sqlite.statistics import journal_size
+from trollmoves.journal.sqlite.files import connect_read_only, file_size, journal_size, to_journal_error
 from trollmoves.journal.sqlite.wanted import WANTED, add_functions
 from trollmoves.journal.views import MemberRow
 
-READ_TIMEOUT = 5.0  # s to wait for a lock of the file
 SCAN_BATCH = 20_000  # rows examined in one query, so that the write-ahead log of the daemon can be truncated
 
 
@@ -64,7 +62,7 @@ class SqliteReader(ReaderQueries):
 
     def _sizes(self) -> tuple[int, int, int]:
         ((page_size,),), ((free,),) = self._read("PRAGMA page_size"), self._read("PRAGMA freelist_count")
-        return _size(self.path), _size(f"{self.path}-wal"), int(free) * int(page_size)
+        return file_size(self.path), file_size(f"{self.path}-wal"), int(free) * int(page_size)
 
     def back_up(self, copy: str) -> None:
         try:
@@ -94,9 +92,8 @@ class SqliteReader(ReaderQueries):
             raise JournalError(f"the journal {self.path} cannot be read: run this command as its owner or as root")
         # Without a write-ahead log no process writes; then SQLite must not create one.
         self._immutable = not os.path.exists(f"{self.path}-wal")
-        uri = f"{Path(self.path).absolute().as_uri()}?mode=ro{'&immutable=1' if self._immutable else ''}"
         try:
-            db = sqlite3.connect(uri, uri=True, timeout=READ_TIMEOUT, isolation_level=None)
+            db = connect_read_only(self.path, immutable=self._immutable)
             add_functions(db)
             return db
         except sqlite3.Error as error:
@@ -130,10 +127,3 @@ def running_pid(path: str) -> int | None:
         if len(fields) > 5 and fields[1] == "FLOCK" and fields[5].rpartition(":")[2] == str(inode):
             return int(fields[4])
     return None
-
-
-def _size(path: str) -> int:
-    try:
-        return os.stat(path).st_size
-    except OSError:
-        return 0

@@ -8,8 +8,10 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing, suppress
 
+from trollmoves.journal.sqlite.files import WAL_SUFFIXES
+
 _CORRUPTION_CODES = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
-_SUFFIXES = ("", "-wal", "-shm")
+_SUFFIXES = ("", *WAL_SUFFIXES)
 MAX_SKIP = 10_000  # largest number of unreadable rows skipped in one step
 
 _TEXT, _INT, _REAL, _MAYBE_INT, _MAYBE_REAL, _MAYBE_TEXT = (
