@@ -12,18 +12,18 @@ from contextlib import suppress
 from trollmoves.errors import JournalError
 from trollmoves.journal.clock import boot_time
 from trollmoves.journal.common.sources import SourceQueries
+from trollmoves.journal.common.statistics import StatisticsQueries
 from trollmoves.journal.postgresql.announcements import PostgresAnnouncements
 from trollmoves.journal.postgresql.database import PostgresDatabase
 from trollmoves.journal.postgresql.loading import load, migrate
 from trollmoves.journal.postgresql.location import parse_location
-from trollmoves.journal.postgresql.members import FLEET, LEASE, Membership
+from trollmoves.journal.postgresql.members import FLEET, LEASE, Membership, members_of
 from trollmoves.journal.postgresql.offline import record_offline, running_pid
 from trollmoves.journal.postgresql.orders import PostgresOrders
 from trollmoves.journal.postgresql.pruning import PostgresPruning
 from trollmoves.journal.postgresql.reader import PostgresReader
 from trollmoves.journal.postgresql.secrets import LoginCipher
 from trollmoves.journal.postgresql.sharing import PostgresSharing
-from trollmoves.journal.postgresql.statistics import PostgresStatistics
 from trollmoves.journal.views import MemberRow
 
 __all__ = ["PostgresJournal", "PostgresReader", "load", "migrate", "record_offline", "running_pid"]
@@ -31,9 +31,14 @@ __all__ = ["PostgresJournal", "PostgresReader", "load", "migrate", "record_offli
 CLOCK_INTERVAL = 60.0  # s between two comparisons with the clock of the engine
 
 
-class PostgresJournal(PostgresOrders, PostgresAnnouncements, PostgresStatistics, PostgresPruning, SourceQueries):
+class PostgresJournal(PostgresOrders, PostgresAnnouncements, PostgresPruning, StatisticsQueries, SourceQueries):
     """An open journal, and this process as a member of its fleet, until ``close``."""
 
+    WANTED = PostgresReader.WANTED
+    LAST_ANNOUNCED = (
+        "SELECT chain, (SELECT created FROM announcements a WHERE a.chain = logs.chain ORDER BY number DESC LIMIT 1) "
+        "FROM logs"
+    )
     replaced = False
 
     def __init__(
@@ -98,7 +103,10 @@ class PostgresJournal(PostgresOrders, PostgresAnnouncements, PostgresStatistics,
             self.sharing.keep_on_host(chain, kind, until_shared=until_shared)
 
     def members(self) -> list[MemberRow]:
-        return self._membership.members()
+        return members_of(self._database)
+
+    def size(self) -> int:
+        return self._database.size()
 
     def record_owner(self, role: str, config_file: str) -> None:
         for key, value in (("role", role), ("config", os.path.abspath(config_file))):

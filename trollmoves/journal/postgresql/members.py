@@ -185,10 +185,6 @@ class Membership:
 
         return self._database.run_statement(work)
 
-    def members(self) -> list[MemberRow]:
-        """Return the present members, oldest first."""
-        return members_of(self._database)
-
     # -- burials
 
     def _bury_expired(self, db: Connection) -> None:

@@ -7,13 +7,15 @@ Tables: ``tasks`` has pending, finished and failed tasks; ``announcements`` is t
 from __future__ import annotations
 
 from trollmoves.journal.common.sources import SourceQueries
+from trollmoves.journal.common.statistics import StatisticsQueries
 from trollmoves.journal.sqlite.announcements import AnnouncementTable
 from trollmoves.journal.sqlite.export import exported
+from trollmoves.journal.sqlite.files import journal_size
 from trollmoves.journal.sqlite.orders import OrderTable, recent_lanes, record_offline
 from trollmoves.journal.sqlite.placement import network_warning, place_journal
 from trollmoves.journal.sqlite.pruning import Pruning
 from trollmoves.journal.sqlite.reader import SqliteReader, running_pid
-from trollmoves.journal.sqlite.statistics import Statistics
+from trollmoves.journal.sqlite.wanted import WANTED
 
 __all__ = [
     "SqliteJournal",
@@ -27,10 +29,18 @@ __all__ = [
 ]
 
 
-class SqliteJournal(OrderTable, AnnouncementTable, Statistics, Pruning, SourceQueries):
+class SqliteJournal(OrderTable, AnnouncementTable, Pruning, StatisticsQueries, SourceQueries):
     """An open journal. It owns its file until ``close``."""
 
+    WANTED = WANTED
+    LAST_ANNOUNCED = (
+        "SELECT chain, (SELECT created FROM announcements WHERE id = last) FROM "
+        "(SELECT chain, max(id) AS last FROM announcements GROUP BY chain)"
+    )
     sharing = None
 
     def open_reader(self) -> SqliteReader:
         return SqliteReader(self.path)
+
+    def size(self) -> int:
+        return journal_size(self.path)

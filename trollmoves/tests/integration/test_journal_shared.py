@@ -82,7 +82,7 @@ def bury(journal: PostgresJournal, other: PostgresJournal) -> None:
 
     def is_buried() -> bool:
         journal.membership.bury_ended()
-        return other.life not in {member.life for member in journal.membership.members()}
+        return other.life not in {member.life for member in journal.members()}
 
     until(is_buried)
 
@@ -99,7 +99,7 @@ def test_members_have_one_identity_and_different_lives(join: Join) -> None:
     assert one.identity == two.identity
     assert one.life != two.life
     assert one.still()
-    assert [member.life for member in one.membership.members()] == [one.life, two.life]
+    assert [member.life for member in one.members()] == [one.life, two.life]
 
 
 def test_each_key_is_new_for_one_member(join: Join) -> None:
