@@ -14,7 +14,7 @@ from trollmoves.cli.selection import DaemonFiles, add_config_arguments, selected
 from trollmoves.control import client
 from trollmoves.control.client import ControlError, NotRunning
 from trollmoves.errors import JournalError, TrollmovesError
-from trollmoves.journal import open_reader, recent_lanes, record_offline
+from trollmoves.journal import open_reader, record_offline
 from trollmoves.orders.order import DROP, OF_A_LANE, PAUSE, RELEASE, RESEND, RESUME, RETRY, Order
 from trollmoves.scheduler.pauses import lanes_named, unknown_name
 from trollmoves.utils.texts import printable
@@ -112,8 +112,9 @@ def give(daemon: DaemonFiles, values: dict[str, Any], *, explicit: bool = True) 
 def _store(daemon: DaemonFiles, values: dict[str, Any]) -> Outcome:
     name = values.get("name", "")
     if name and name not in daemon.sections and (daemon.url or os.path.exists(daemon.journal)):
-        lanes = recent_lanes(daemon.where)
         with open_reader(daemon.where) as reader:
+            lanes = {(row.chain, row.lane) for row in reader.lanes()}
+            lanes |= {(row.chain, row.lane) for row in reader.waiting()}
             is_paused = values["action"] == RESUME and name in reader.pauses()
         if not (is_paused or lanes_named(name, lanes)):
             return Outcome(daemon, "rejected", unknown_name(name, daemon.sections, lanes), {})

@@ -108,7 +108,6 @@ __all__ = [
     "open_journal",
     "open_reader",
     "place_journal",
-    "recent_lanes",
     "record_offline",
     "running_pid",
     "state_directories",
@@ -166,15 +165,6 @@ def running_pid(where: str) -> int | None:
 
         return postgresql.running_pid(where)
     return sqlite.running_pid(where)
-
-
-def recent_lanes(where: str) -> set[tuple[str, str]]:
-    """Return (chain, lane) of finished and of the newest tasks in a journal; JournalError if it cannot be read."""
-    if where.startswith(POSTGRESQL):
-        with open_reader(where) as reader:
-            finished = {(row.chain, row.lane) for row in reader.lanes()}
-            return finished | {(row.chain, row.lane) for row in reader.waiting()}
-    return sqlite.recent_lanes(where)
 
 
 def record_offline(where: str, key: str, body: str) -> None:

@@ -24,7 +24,7 @@ from trollmoves.journal.records import (
 )
 
 RECENT_TASKS = 100_000  # newest tasks that are searched for the names of destinations
-RECENT_LANES = (
+_RECENT_LANES = (
     "SELECT chain, lane FROM lanes UNION "
     "SELECT chain, lane FROM (SELECT chain, lane FROM tasks ORDER BY id DESC LIMIT ?) newest"
 )
@@ -67,7 +67,7 @@ class OrderQueries(TaskQueries):
     # -- tasks of an order
 
     def recent_lanes(self) -> set[tuple[str, str]]:
-        return set(self._read_many(RECENT_LANES, (RECENT_TASKS,)))
+        return set(self._read_many(_RECENT_LANES, (RECENT_TASKS,)))
 
     def select(self, selection: Selection) -> list[Task]:
         where = f"t.state IN ({placeholders(selection.states)}) AND t.kind IN ({placeholders(selection.kinds)})"

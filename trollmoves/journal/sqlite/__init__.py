@@ -11,7 +11,7 @@ from trollmoves.journal.common.statistics import StatisticsQueries
 from trollmoves.journal.sqlite.announcements import AnnouncementTable
 from trollmoves.journal.sqlite.export import exported
 from trollmoves.journal.sqlite.files import journal_size
-from trollmoves.journal.sqlite.orders import OrderTable, recent_lanes, record_offline
+from trollmoves.journal.sqlite.orders import OrderTable, record_offline
 from trollmoves.journal.sqlite.placement import network_warning, place_journal
 from trollmoves.journal.sqlite.pruning import Pruning
 from trollmoves.journal.sqlite.reader import SqliteReader, running_pid
@@ -23,7 +23,6 @@ __all__ = [
     "exported",
     "network_warning",
     "place_journal",
-    "recent_lanes",
     "record_offline",
     "running_pid",
 ]

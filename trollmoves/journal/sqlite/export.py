@@ -6,13 +6,12 @@ import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from pathlib import Path
 
 from trollmoves.errors import JournalError
 from trollmoves.journal.location import LOCK_SUFFIX
 from trollmoves.journal.records import to_sqlite_text
 from trollmoves.journal.sqlite.database import SCHEMA_VERSION
-from trollmoves.journal.sqlite.files import acquire_lock, to_journal_error
+from trollmoves.journal.sqlite.files import acquire_lock, connect_read_only, to_journal_error
 from trollmoves.journal.views import TableRows
 
 _COPIED_META = ("identity", "time", "forgotten", "role", "config")
@@ -36,7 +35,7 @@ def exported(path: str) -> Iterator[list[TableRows]]:
         raise JournalError(f"the journal {path} does not exist: name the file of a daemon that has run")
     lock, _ = acquire_lock(path)
     try:
-        with closing(sqlite3.connect(f"{Path(path).absolute().as_uri()}?mode=ro", uri=True)) as db:
+        with closing(connect_read_only(path)) as db:
             if db.execute("PRAGMA user_version").fetchone()[0] != SCHEMA_VERSION:
                 raise JournalError(f"the journal {path} was written by another version: start its daemon once")
             marks = ", ".join("?" * len(_COPIED_META))

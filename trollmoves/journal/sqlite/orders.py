@@ -7,10 +7,9 @@ import sqlite3
 import time
 from collections.abc import Sequence
 from contextlib import closing
-from pathlib import Path
 
 from trollmoves.errors import JournalError
-from trollmoves.journal.common.orders import RECENT_LANES, RECENT_TASKS, OrderQueries
+from trollmoves.journal.common.orders import OrderQueries
 from trollmoves.journal.common.queries import placeholders
 from trollmoves.journal.location import LOCK_SUFFIX
 from trollmoves.journal.records import DROPPED, ORDER, WAITING, Task, batches, to_sqlite_text
@@ -76,15 +75,6 @@ class OrderTable(TaskTable, OrderQueries):
             return [task for task in tasks if db.execute(sql, (now, task.id, task.created)).rowcount]
 
 
-def recent_lanes(path: str) -> set[tuple[str, str]]:
-    """Return (chain, lane) of finished and of the newest tasks in a journal; JournalError if it cannot be read."""
-    try:
-        with closing(sqlite3.connect(f"{Path(path).absolute().as_uri()}?mode=ro", uri=True)) as db:
-            return set(db.execute(RECENT_LANES, (RECENT_TASKS,)))
-    except sqlite3.Error as error:
-        raise JournalError(f"the journal {path} cannot be read: {error}") from error
-
-
 def record_offline(path: str, key: str, body: str) -> None:
     """Store an order in the journal of a daemon that does not run; it is carried out at the next start.
 
@@ -96,8 +86,7 @@ def record_offline(path: str, key: str, body: str) -> None:
     lock, _ = acquire_lock(path)
     try:
         with closing(sqlite3.connect(path, isolation_level=None)) as db:
-            version = db.execute("PRAGMA user_version").fetchone()[0]
-            if version != SCHEMA_VERSION:
+            if db.execute("PRAGMA user_version").fetchone()[0] != SCHEMA_VERSION:
                 raise JournalError(f"the journal {path} was written by another version of this program")
             db.execute("PRAGMA synchronous=FULL")
             stored = db.execute("SELECT CAST(value AS REAL) FROM meta WHERE key = 'time'").fetchone()
