@@ -219,7 +219,7 @@ class OrderExecutor:
         else:
             found = self._journal.select(Selection((DONE,), kinds, order.chain, order.file, order.since, order.at))
             repeated = [self._repeated(task, order.to) for task in found]
-        repeated = [task for task in repeated if task is None or self._scheduler.runs(task.chain, task.kind)]
+        repeated = [task for task in repeated if task is None or self._scheduler.kind_of(task.chain, task.kind)]
         wanted = [task for task in repeated if task]
         tasks = self._add(wanted) if order.to else self._journal.restart(wanted)
         for start in range(0, len(tasks), BATCH_SIZE):

@@ -44,21 +44,16 @@ class CircuitBreaker:
         self.healthy = False
         self.held = False  # an operator must repair the cause of the pause
         self.changes = 0  # transitions by results of this process
-        self._paused_until = 0.0  # monotonic
+        self.paused_until = 0.0  # monotonic time at which the pause ends; 0 without a pause
         self._probe_id = 0  # the task that was claimed after the last pause
-
-    @property
-    def paused_until(self) -> float:
-        """The monotonic time at which the pause ends; 0 without a pause."""
-        return self._paused_until
 
     def pause_remaining(self) -> float:
         """Return the seconds until the pause ends, 0 without a pause."""
-        return max(0.0, self._paused_until - time.monotonic())
+        return max(0.0, self.paused_until - time.monotonic())
 
     def is_expired(self) -> bool:
         """Return True if the failures are old enough to be forgotten."""
-        return not self.failures or time.monotonic() >= self._paused_until + self.probe_interval
+        return not self.failures or time.monotonic() >= self.paused_until + self.probe_interval
 
     def is_probing(self, in_flight: Container[int]) -> bool:
         """Return True while the probe is in flight."""
@@ -66,8 +61,8 @@ class CircuitBreaker:
 
     def resume(self) -> bool:
         """End the pause; return True if there was one. Any thread."""
-        paused = self._paused_until > 0
-        self._paused_until = 0.0
+        paused = self.paused_until > 0
+        self.paused_until = 0.0
         return paused
 
     def record_claim(self, tasks: Sequence[Task]) -> None:
@@ -88,14 +83,14 @@ class CircuitBreaker:
         self.failures += 1
         initial = HELD_INITIAL if self.held else BACKOFF_INITIAL
         self.changes += 1
-        self._paused_until = time.monotonic() + backoff(self.failures, initial, self.probe_interval)
+        self.paused_until = time.monotonic() + backoff(self.failures, initial, self.probe_interval)
         return Transition.OPENED
 
     def adopt(self, failures: int, seconds: float, *, held: bool) -> Transition:
         """Take over the state that results of another process have caused; the pause ends in ``seconds``."""
         recovered = self.failures > 0 and not failures
         self.failures, self.held, self.healthy = failures, held, not failures
-        self._paused_until = time.monotonic() + seconds if failures else 0.0
+        self.paused_until = time.monotonic() + seconds if failures else 0.0
         self._probe_id = 0
         return Transition.CLOSED if recovered else Transition.NONE
 
@@ -104,5 +99,5 @@ class CircuitBreaker:
         recovered = self.failures > 0
         self.changes += recovered
         self.healthy, self.held = True, False
-        self.failures, self._paused_until = 0, 0.0
+        self.failures, self.paused_until = 0, 0.0
         return Transition.CLOSED if recovered else Transition.NONE

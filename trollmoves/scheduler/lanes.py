@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from trollmoves.errors import TrollmovesError
 from trollmoves.journal import Delivery, Journal, Outage, Task
@@ -28,10 +28,6 @@ from trollmoves.scheduler.circuit_breaker import (
 )
 from trollmoves.scheduler.retry_spacing import RetrySpacing
 from trollmoves.utils.rate import RateMeter
-
-if TYPE_CHECKING:
-    Handler = Callable[[Task], "Result | None"]
-    AsyncHandler = Callable[[Task, Callable[["Result"], None]], None]
 
 PREFETCH = 16  # tasks in flight for each task that may run concurrently, so that results are committed in groups
 ASYNC_BURST_FACTOR = 8  # multiplies the limit of asynchronous tasks while they finish at a high rate
@@ -72,6 +68,10 @@ class Result:
     on_committed: Callable[[], None] | None = None
     files: FileStats | None = None
     held: bool = False
+
+
+Handler = Callable[[Task], Result | None]
+AsyncHandler = Callable[[Task, Callable[[Result], None]], None]
 
 
 class ChainPolicy(NamedTuple):

@@ -14,13 +14,23 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from trollmoves.errors import JournalError, TrollmovesError
 from trollmoves.journal import WAITING, Journal, Outcome, Task, batches
 from trollmoves.scheduler.circuit_breaker import Transition
 from trollmoves.scheduler.failure_log import FailureLog
-from trollmoves.scheduler.lanes import NEVER, ChainPolicy, Lane, LowerLimits, Result, Scope, TaskKind
+from trollmoves.scheduler.lanes import (
+    NEVER,
+    AsyncHandler,
+    ChainPolicy,
+    Handler,
+    Lane,
+    LowerLimits,
+    Result,
+    Scope,
+    TaskKind,
+)
 from trollmoves.scheduler.outcomes import to_outcome
 from trollmoves.scheduler.pauses import Pauses
 from trollmoves.scheduler.shared_lanes import SharedLanes
@@ -30,9 +40,6 @@ from trollmoves.utils.logs import LogThrottle
 from trollmoves.utils.rate import collect
 from trollmoves.utils.texts import counted
 from trollmoves.utils.watched_threads import WatchedThread
-
-if TYPE_CHECKING:
-    from trollmoves.scheduler.lanes import AsyncHandler, Handler
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +83,7 @@ class Scheduler:
         self.failures = FailureLog(journal)
         self._workers = WorkerThreads(threads, self._on_finished, self.failures)
         self._policies: dict[str, ChainPolicy] = {}  # by chain
-        self._pauses = Pauses()
+        self.pauses = Pauses()  # those in effect; replaced by ``set_pauses``
         self._finished: deque[tuple[Lane, Task | None, Result]] = deque()
         # The host of a lane works, although no task has ended yet; or another member of the fleet found its state.
         self._news: SimpleQueue[tuple[Lane, bool]] = SimpleQueue()
@@ -92,21 +99,22 @@ class Scheduler:
         self.shared = SharedLanes(journal, journal.sharing, self) if journal.sharing else None
 
     def __repr__(self) -> str:
-        lanes = self._all_lanes()
-        count = sum(len(lane.in_flight) for lane in lanes)
-        return f"<Scheduler {len(self._workers.threads)} workers, {count} tasks in {len(lanes)} lanes>"
+        lanes = len(self._all_lanes())
+        return f"<Scheduler {len(self._workers.threads)} workers, {self.in_flight()} tasks in {lanes} lanes>"
 
     def _all_lanes(self) -> list[Lane]:
         with self._lock:
             return list(self._lanes.values())
 
+    def _lanes_of(self, chain: str, name: str | None) -> list[Lane]:
+        return [lane for lane in self._all_lanes() if lane.chain == chain and name in (None, lane.name)]
+
     def summary(self) -> str:
         """Return the tasks in flight, and the lanes without success, in words. Any thread."""
         lanes = self._all_lanes()
-        count = sum(len(lane.in_flight) for lane in lanes)
         held = sum(lane.breaker.held for lane in lanes)
         failing = sum(lane.breaker.failures > 0 and not lane.breaker.held for lane in lanes)
-        parts = [f"{counted(count, 'task')} in flight"]
+        parts = [f"{counted(self.in_flight(), 'task')} in flight"]
         parts += [f"{counted(failing, 'lane')} backing off"] if failing else []
         parts += [f"{counted(held, 'lane')} held"] if held else []
         return ", ".join(parts)
@@ -115,15 +123,13 @@ class Scheduler:
 
     def resume_lane(self, chain: str, lane: str) -> None:
         """End the pause of a lane, because there is a sign that it has recovered. Any thread."""
-        with self._lock:
-            known = self._lanes.get((chain, lane))
+        known = self.lane(chain, lane)
         if known and known.breaker.resume():
             self.wake()
 
     def close_breaker(self, chain: str, lane: str) -> None:
         """End the probing of a lane whose host works, although the probe has not ended. Any thread."""
-        with self._lock:
-            known = self._lanes.get((chain, lane))
+        known = self.lane(chain, lane)
         if known and known.breaker.failures:
             self._news.put((known, True))
             self.wake()
@@ -135,9 +141,7 @@ class Scheduler:
 
     def look_again(self, chain: str, lane: str | None = None) -> None:
         """Read the due tasks of a chain, or of one of its lanes, from the journal; end its pause by outages."""
-        with self._lock:
-            lanes = [known for known in self._lanes.values() if known.chain == chain and lane in (None, known.name)]
-        for known in lanes:
+        for known in self._lanes_of(chain, lane):
             known.journal_pending = True
             known.breaker.resume()
         self.wake()
@@ -148,15 +152,11 @@ class Scheduler:
         Running transfers continue. New tasks of a paused lane wait in the journal.
         """
         with self._lock:
-            self._pauses = pauses
+            self.pauses = pauses
             for lane in self._lanes.values():
                 lane.paused = pauses.covers(lane.chain, lane.name)
                 lane.journal_pending = True
         self.wake()
-
-    def runs(self, chain: str, kind: str) -> bool:
-        """Return True if a chain has registered this kind of task."""
-        return (chain, kind) in self._kinds
 
     def drop(self, tasks: Sequence[Task]) -> tuple[list[Task], list[Task]]:
         """Drop tasks in the journal, in batches; return those that were dropped, and those in flight. Any thread.
@@ -251,9 +251,9 @@ class Scheduler:
                 if lane.chain == chain:
                     lane.kind = None
 
-    def in_flight(self, chain: str | None = None) -> int:
-        """Return the number of tasks in flight of one chain, or of all chains."""
-        return sum(len(lane.in_flight) for lane in self._all_lanes() if chain in (None, lane.chain))
+    def in_flight(self) -> int:
+        """Return the number of tasks in flight."""
+        return sum(len(lane.in_flight) for lane in self._all_lanes())
 
     def lane_states(self) -> list[LaneState]:
         """Return the state of each lane that has tasks or failures. Any thread."""
@@ -271,15 +271,14 @@ class Scheduler:
 
     def pause_remaining(self, chain: str, lane: str) -> float:
         """Return the seconds until a lane is retried after repeated outages, 0 if it is not paused."""
-        with self._lock:
-            known = self._lanes.get((chain, lane))
-        paused = known is not None and (known.breaker.failures > 1 or known.breaker.held)
-        return known.breaker.pause_remaining() if known and paused else 0.0
+        known = self.lane(chain, lane)
+        if known and (known.breaker.failures > 1 or known.breaker.held):
+            return known.breaker.pause_remaining()
+        return 0.0
 
     def is_held(self, chain: str, lane: str) -> bool:
         """Return True if an operator must repair the cause of the pause of a lane."""
-        with self._lock:
-            known = self._lanes.get((chain, lane))
+        known = self.lane(chain, lane)
         return known is not None and known.breaker.held
 
     def in_flight_ids(self, chain: str, lane: str | None = None) -> set[int]:
@@ -287,9 +286,7 @@ class Scheduler:
 
         A task is in flight until its result is stored.
         """
-        with self._lock:
-            lanes = [known for known in self._lanes.values() if known.chain == chain and lane in (None, known.name)]
-        return {id_ for known in lanes for id_ in tuple(known.in_flight)}
+        return {id_ for known in self._lanes_of(chain, lane) for id_ in tuple(known.in_flight)}
 
     def submit(self, tasks: Sequence[Task]) -> None:
         """Hand over tasks that were just stored in the journal, so that they run when due. Any thread."""
@@ -310,7 +307,7 @@ class Scheduler:
                 self._journal.now,
                 self._revoked,
                 highest_claimed_id=self._highest_claimed_id,
-                paused=self._pauses.covers(chain, name),
+                paused=self.pauses.covers(chain, name),
             )
             lane.proven = (chain, name) in self._proven
             self._proven.pop((chain, name), None)
@@ -324,17 +321,12 @@ class Scheduler:
 
     # -- lanes that members of a fleet share
 
-    @property
-    def pauses(self) -> Pauses:
-        """The pauses in effect."""
-        return self._pauses
-
     def chains(self) -> set[str]:
         """Return the names of the chains that have registered handlers. Any thread."""
         return {chain for chain, _ in self._kinds}
 
     def kind_of(self, chain: str, kind: str) -> TaskKind | None:
-        """Return the handler that a chain has registered for a kind of task. Any thread."""
+        """Return the handler that a chain has registered for a kind of task, None if there is none. Any thread."""
         return self._kinds.get((chain, kind))
 
     def lane(self, chain: str, name: str) -> Lane | None:

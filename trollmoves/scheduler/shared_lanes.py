@@ -45,10 +45,7 @@ class LaneOwner(Protocol):
     """The scheduler, as far as it is needed here; ``Scheduler`` has the contracts."""
 
     on_member_killed: Callable[[], None]
-
-    @property
-    def pauses(self) -> Pauses:
-        """Return the pauses in effect."""
+    pauses: Pauses
 
     def set_pauses(self, pauses: Pauses) -> None:
         """Put pauses into effect."""
