@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from types import TracebackType
-from typing import Protocol, Self
+from contextlib import AbstractContextManager
+from typing import Protocol
 
 from trollmoves.journal.records import (
     COMPACT_AFTER,
@@ -384,17 +384,11 @@ class Journal(Protocol):
         """Return the age in seconds of the newest deleted task, infinite if none was: later history is complete."""
 
 
-class JournalReader(Protocol):
+class JournalReader(AbstractContextManager["JournalReader"], Protocol):
     """A read-only connection to a journal, while its daemon runs or is down. One thread."""
 
     path: str  # for people, without a password
     meta: dict[str, str]  # "identity", "role" and "config": which daemon writes the journal
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
 
     def now(self) -> float:
         """Return the time of the journal's clock, which may be ahead of the wall clock."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from types import TracebackType
 from typing import Any, ClassVar, Self
 
 from trollmoves.journal.common.queries import Queries, placeholders
@@ -30,14 +29,8 @@ class ReaderQueries(Queries):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._close()
-
     @abstractmethod
-    def _close(self) -> None:
-        """Close the connection."""
+    def __exit__(self, *_: object) -> None: ...
 
     # -- the state of lanes
 

@@ -51,15 +51,11 @@ class PostgresJournal(PostgresOrders, PostgresAnnouncements, PostgresPruning, St
         on_damage: Callable[[], None] | None = None,
         sharing: bool = False,
     ) -> None:
-        """Open or create the journal at a URL (see ``parse_location``), as a new member.
+        """Open or create the journal at a URL (see ``parse_location``), as a new member; see also ``open_journal``.
 
         ``synchronous``: "normal" (a committed row survives the death of the engine, perhaps not a fail-over to its
         standby) or "full" (as the engine is configured). ``name``: of this member, for people; by default that of the
-        host. ``lease``: seconds without a renewal after which another member takes over. ``sharing``: this member works
-        at the same time as others.
-
-        ``on_damage`` is called once, on any thread, when another member has taken over the tasks of this one: then all
-        methods raise JournalError until the journal is opened again.
+        host. ``on_damage`` is called when another member has taken over the tasks of this one.
 
         Raises:
             JournalUnusable: the URL, the login, the rights or the version is wrong.

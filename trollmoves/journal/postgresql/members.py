@@ -60,9 +60,9 @@ class Membership:
     def __init__(
         self,
         database: PostgresDatabase,
-        name: str = "",
-        on_lost: Callable[[], None] | None = None,
-        lease: float = LEASE,
+        name: str,
+        on_lost: Callable[[], None] | None,
+        lease: float,
     ) -> None:
         """Become a member with a lease of ``lease`` seconds, and bury those of ended processes on this host."""
         self.lease = lease

@@ -29,7 +29,7 @@ class PostgresReader(PostgresQueries, ReaderQueries):
         self.path = self._database.path
         self.meta = dict(self._read("SELECT key, value FROM meta"))
 
-    def _close(self) -> None:
+    def __exit__(self, *_: object) -> None:
         self._database.close_connections()
 
     def _tasks(self, *arguments: Any, **options: Any) -> list[TaskRow]:

@@ -82,14 +82,7 @@ class JournalDatabase:
     def __init__(
         self, path: str, *, synchronous: str = "normal", damage: str = "", on_damage: Callable[[], None] | None = None
     ) -> None:
-        """Open or create the journal at ``path``; JournalFull if the disk is full, JournalError for other failures.
-
-        ``synchronous``: "normal" (a committed row survives the death of the process) or "full" (also a power failure).
-
-        A damaged journal is renamed, and its readable rows are copied into a new one. A nonempty ``damage``, the text
-        of an error found earlier, forces this. ``on_damage`` is called once, on any thread, when damage is found later:
-        then all methods raise JournalError until the journal is reopened.
-        """
+        """Open or create the journal at ``path``, see ``trollmoves.journal.open_journal``."""
         self.path = path
         self.damage = ""
         self.identity = ""

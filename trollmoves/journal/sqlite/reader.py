@@ -39,7 +39,7 @@ class SqliteReader(ReaderQueries):
         self._check_version()
         self.meta: dict[str, str] = dict(self._read("SELECT key, value FROM meta"))
 
-    def _close(self) -> None:
+    def __exit__(self, *_: object) -> None:
         self._db.close()
 
     def now(self) -> float:
