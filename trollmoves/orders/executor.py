@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 from trollmoves.errors import JournalError
 from trollmoves.journal import (
-    BATCH_SIZE,
     DONE,
     FAILED,
     SET_ASIDE,
@@ -184,13 +183,9 @@ class OrderExecutor:
     # -- files
 
     def _retry(self, order: Order) -> dict[str, Any]:
-        states = (FAILED,) if order.failed else (FAILED, WAITING)
-        found = self._journal.select(Selection(states, FILE_KINDS, order.chain, order.file, only_final=order.failed))
-        if not found and not order.failed:
-            raise OrderRejected(f"no waiting or failed file is named {order.file}")
-        failed = [task.id for task in found if task.state == FAILED]
-        for start in range(0, len(failed), BATCH_SIZE):
-            self._scheduler.submit(self._journal.retry(failed[start : start + BATCH_SIZE]))
+        found = self._find(order, FILE_KINDS)
+        for batch in batches([task for task in found if task.state == FAILED]):
+            self._scheduler.submit(self._journal.retry(task.id for task in batch))
         waiting = [task for task in found if task.state == WAITING]
         self._journal.make_due(waiting)
         for chain, lane in {(task.chain, task.lane) for task in waiting}:
@@ -198,32 +193,35 @@ class OrderExecutor:
         return _result(f"{counted(len(found), 'file')} retried", len(found))
 
     def _drop(self, order: Order) -> dict[str, Any]:
-        states = (FAILED,) if order.failed else (FAILED, WAITING)
-        found = self._journal.select(Selection(states, DROPPABLE, order.chain, order.file, only_final=order.failed))
-        if not found and not order.failed:
-            raise OrderRejected(f"no waiting or failed file is named {order.file}")
-        dropped, in_flight = self._scheduler.drop(found)
+        dropped, in_flight = self._scheduler.drop(self._find(order, DROPPABLE))
         self._on_dropped(dropped)
         kept = len(in_flight)
         rest = f"; {counted(kept, 'file')} in flight: pause the destination, then repeat the command" if kept else ""
         return _result(f"{counted(len(dropped), 'file')} dropped{rest}", len(dropped), in_flight=kept)
 
+    def _find(self, order: Order, kinds: Collection[str]) -> list[Task]:
+        """Return the waiting and failed tasks of an order; raise OrderRejected if it names a file without any."""
+        states = (FAILED,) if order.failed else (FAILED, WAITING)
+        found = self._journal.select(Selection(states, kinds, order.chain, order.file, only_final=order.failed))
+        if not found and not order.failed:
+            raise OrderRejected(f"no waiting or failed file is named {order.file}")
+        return found
+
     def _resend(self, order: Order) -> dict[str, Any]:
         self._check_destination(order.to)
-        repeated: list[Task | None] = []
         kinds = [kind for kind in EVENTS if kind in self._resenders]
         announced = next((r.announced for r in self._resenders.values() if r.announced), None) if order.to else None
         if announced:
             files = self._journal.announced_files(order.chain, order.file, order.since)
-            repeated = [announced(chain, record, order.to) for chain, record in files]
+            repeated: list[Task | None] = [announced(chain, record, order.to) for chain, record in files]
         else:
             found = self._journal.select(Selection((DONE,), kinds, order.chain, order.file, order.since, order.at))
             repeated = [self._repeated(task, order.to) for task in found]
         repeated = [task for task in repeated if task is None or self._scheduler.kind_of(task.chain, task.kind)]
         wanted = [task for task in repeated if task]
         tasks = self._add(wanted) if order.to else self._journal.restart(wanted)
-        for start in range(0, len(tasks), BATCH_SIZE):
-            self._scheduler.submit(tasks[start : start + BATCH_SIZE])
+        for batch in batches(tasks):
+            self._scheduler.submit(batch)
         lost = len(repeated) - len(tasks)
         rest = f"; of {counted(lost, 'file')} the journal has no message any longer" if lost else ""
         if not tasks:
