@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 WAITING, DONE, FAILED, DROPPED = 0, 1, 2, 3  # states; an operator drops tasks that are not to run any longer
 FRESH, BACKLOG = 0, 1  # ranks: tasks of the lower rank are claimed first
 UNFLUSHED_SECONDS = 0.5  # s before a kill in which published messages may not have been sent
+MARK_SLACK = 0.01  # s; a journal notes that a process is alive later than UNFLUSHED_SECONDS after its last task
 COMPACT_AFTER = 300.0  # s after which a finished task is compacted; clients may repeat a request within this time
 BATCH_SIZE = 200  # rows in one transaction, so that other ones wait a few ms at most
 MAX_SELECTED = 100_000  # tasks of one order
@@ -69,6 +70,9 @@ class Delivery:
     seconds: float | None
     destination: str | None = None
     peer: str | None = None
+
+
+NO_DELIVERY = Delivery(None, None)
 
 
 @dataclass(slots=True)

@@ -64,6 +64,11 @@ class OpenQueries(Queries):
         """Execute one statement in a transaction."""
 
 
+def prefix_range(prefix: str) -> tuple[str, str]:
+    """Return the first text that begins with a prefix, and the first one after all of these."""
+    return prefix, prefix[:-1] + chr(ord(prefix[-1]) + 1)
+
+
 def placeholders(values: Collection[object]) -> str:
     """Return the placeholders of values for ``IN``, which is not true for an empty list."""
     return ", ".join("?" * len(values)) or "NULL"

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 from trollmoves.journal.common.orders import OrderQueries
 from trollmoves.journal.postgresql.database import Connection
 from trollmoves.journal.postgresql.schema import ident
-from trollmoves.journal.postgresql.tasks import COLUMNS, PostgresTasks
+from trollmoves.journal.postgresql.tasks import COLUMNS, OF_KEY, PostgresTasks, key_values
 from trollmoves.journal.records import DROPPED, ORDER, WAITING, Task, batches, to_sqlite_text
 
 _STORE = (
@@ -44,12 +45,8 @@ class PostgresOrders(PostgresTasks, OrderQueries):
         self._database.run_statement(lambda db: store_order(db, key, body, self.now(), kind))
 
     def _end(self, kind: str, key: str, state: int, reply: str) -> None:
-        change = (
-            "UPDATE tasks SET state = %s, finished = %s, reply = %s WHERE chain = '' AND kind = %s "
-            f"AND {ident('key')} = {ident('%s::text')}"
-        )
-        keys = [to_sqlite_text(key)] * ident("%s").count("%s")
-        values = (state, self.now(), to_sqlite_text(reply), kind, *keys)
+        change = f"UPDATE tasks SET state = %s, finished = %s, reply = %s WHERE {OF_KEY}"
+        values = (state, self.now(), to_sqlite_text(reply), *key_values("", kind, key))
         self._database.run_statement(lambda db: db.execute(change.encode(), values))
 
     def restart(self, tasks: Sequence[Task]) -> list[Task]:
@@ -67,13 +64,9 @@ class PostgresOrders(PostgresTasks, OrderQueries):
         ids = []
         for task in batch:
             if not task.id:
-                by_key = f"DELETE FROM tasks WHERE chain = %s AND kind = %s AND {ident('key')} = {ident('%s::text')}"
-                keys = [to_sqlite_text(task.key)] * ident("%s").count("%s")
-                db.execute(by_key.encode(), (task.chain, task.kind, *keys))
-                new = Task(
-                    task.chain, task.kind, task.key, task.lane, task.body, 0.0, task.rank, task.announcement_number
-                )
-                new.turn = task.turn
+                by_key = f"DELETE FROM tasks WHERE {OF_KEY}"
+                db.execute(by_key.encode(), key_values(task.chain, task.kind, task.key))
+                new = replace(task, due=0.0, state=WAITING)
                 self._add(db, [new], now)
                 ids.append(new.id)
                 continue

@@ -18,7 +18,7 @@ from psycopg.types.json import Json
 
 from trollmoves.errors import JournalError
 from trollmoves.journal.common.lanes import STORE_LANE, LaneRow, UnstoredLanes
-from trollmoves.journal.common.queries import placeholders
+from trollmoves.journal.common.queries import placeholders, prefix_range
 from trollmoves.journal.common.sources import UPSERT_SOURCE, source_rows
 from trollmoves.journal.common.tasks import TaskQueries
 from trollmoves.journal.interface import MergeFunction
@@ -31,9 +31,10 @@ from trollmoves.journal.postgresql.sharing import Allotment, Identity, PostgresS
 from trollmoves.journal.records import (
     BACKLOG,
     FRESH,
+    MARK_SLACK,
+    NO_DELIVERY,
     UNFLUSHED_SECONDS,
     WAITING,
-    Delivery,
     Finished,
     Outcome,
     SourcePosition,
@@ -42,7 +43,6 @@ from trollmoves.journal.records import (
 )
 
 MAX_BORN_HELD = 2_000  # tasks; a burial takes 0.1 s for these
-MARK_SLACK = 0.01  # s
 LOCKED_DELAY = 0.05  # s before the next look at a task that a transaction changes
 HELD_DELAY = 1.0  # s before the next look at a task that another member holds
 _NAMES = (
@@ -51,8 +51,8 @@ _NAMES = (
 )
 COLUMNS = ", ".join(_NAMES)
 COLUMNS_OF_T = ", ".join(f"t.{name}" for name in _NAMES)
-SELECT_KEY = f"SELECT {COLUMNS} FROM tasks WHERE chain = %s AND kind = %s AND {ident('key')} = {ident('%s::text')} "
-_NO_DELIVERY = Delivery(None, None)
+OF_KEY = f"chain = %s AND kind = %s AND {ident('key')} = {ident('%s::text')}"  # with ``key_values``
+_SELECT_KEY = f"SELECT {COLUMNS} FROM tasks WHERE {OF_KEY} "
 _ALONE = "%(places)s::text[] IS NULL"  # without sharing, one member runs all
 _HERE = f"({_ALONE} OR place = ANY(%(places)s::text[]))"
 _OURS = "(holder IS NULL OR holder = %(me)s)"
@@ -193,7 +193,7 @@ class PostgresTasks(PostgresQueries, TaskQueries):
         allotment = allotment or self._allot()
         for task in tasks:
             task.lane = to_sqlite_text(task.lane)
-        first: dict[tuple[str, str, str], Task] = {}
+        first: dict[Identity, Task] = {}
         for task in tasks:
             first.setdefault(_identity(task), task)
         is_full = self._membership.held >= MAX_BORN_HELD
@@ -229,13 +229,13 @@ class PostgresTasks(PostgresQueries, TaskQueries):
             for task in tasks
         ]
 
-    def stored_tasks(self, db: Connection, tasks: Iterable[Task], lock: str = "") -> dict[tuple[str, str, str], Task]:
+    def stored_tasks(self, db: Connection, tasks: Iterable[Task], lock: str = "") -> dict[Identity, Task]:
         """Return the stored tasks with the keys of others; ``lock`` is the end of the query."""
         keys = [{"chain": chain, "kind": kind, "key": key} for chain, kind, key in dict.fromkeys(map(_identity, tasks))]
         rows = db.execute(f"{_STORED} {lock}".encode(), (Json(keys),)).fetchall()
         return {_identity(task): task for task in map(self.task_of, rows)}
 
-    def _row(self, identity: tuple[str, str, str], task: Task, now: float, is_held: bool) -> dict[str, Any]:
+    def _row(self, identity: Identity, task: Task, now: float, is_held: bool) -> dict[str, Any]:
         chain, kind, key = identity
         return {
             "chain": chain,
@@ -334,7 +334,7 @@ class PostgresTasks(PostgresQueries, TaskQueries):
     # -- queries
 
     def find(self, chain: str, kind: str, key: str) -> Task | None:
-        rows = self._database.read(SELECT_KEY, _key_values(chain, kind, key))
+        rows = self._database.read(_SELECT_KEY, key_values(chain, kind, key))
         return self.task_of(rows[0]) if rows else None
 
     def newer_keys(self, task: Task, prefix: str) -> list[str]:
@@ -550,11 +550,11 @@ class _Editor:
         self._now = now
         self._allotment = allotment
         self._inserted: set[int] = set()
-        self._known: dict[tuple[str, str, str], Task] = {}  # locked, and not changed since
+        self._known: dict[Identity, Task] = {}  # locked, and not changed since
 
     def add_first(self, tasks: Iterable[Task]) -> set[int]:
         """Store the first task of each key, if it is new; return ``id()`` of those. The known ones are locked."""
-        first: dict[tuple[str, str, str], Task] = {}
+        first: dict[Identity, Task] = {}
         for task in tasks:
             first.setdefault(_identity(task), task)
         self._known = self._lock(first.values())
@@ -565,7 +565,7 @@ class _Editor:
             self._known |= self._lock(raced)
         return new
 
-    def _lock(self, tasks: Iterable[Task]) -> dict[tuple[str, str, str], Task]:
+    def _lock(self, tasks: Iterable[Task]) -> dict[Identity, Task]:
         found = self._tasks.stored_tasks(self._db, tasks, "ORDER BY t.chain, t.kind, t.key FOR UPDATE OF t")
         return {identity: task for identity, task in found.items() if not self._tasks.is_doubtful(task)}
 
@@ -591,7 +591,7 @@ class _Editor:
         return [*found, stored]
 
     def find(self, chain: str, kind: str, key: str) -> Task | None:
-        row = self._db.execute((SELECT_KEY + "FOR UPDATE").encode(), _key_values(chain, kind, key)).fetchone()
+        row = self._db.execute((_SELECT_KEY + "FOR UPDATE").encode(), key_values(chain, kind, key)).fetchone()
         return self._tasks.task_of(row) if row else None
 
     def update_body(self, task: Task) -> None:
@@ -615,17 +615,17 @@ _BEGINS = f"{ident('key')} >= %s AND {ident('key')} < %s AND starts_with(key, %s
 
 
 def _prefix_values(prefix: str) -> tuple[str, str, str]:
-    """Return the first and last text of the index that begin with a prefix, and the prefix."""
+    """Return the values for ``_BEGINS``."""
     text = to_sqlite_text(prefix)
-    start = text[:IDENT_PREFIX]
-    return start, start[:-1] + chr(ord(start[-1]) + 1), text
+    return (*prefix_range(text[:IDENT_PREFIX]), text)
 
 
-def _identity(task: Task) -> tuple[str, str, str]:
+def _identity(task: Task) -> Identity:
     return task.chain, task.kind, to_sqlite_text(task.key)
 
 
-def _key_values(chain: str, kind: str, key: str) -> Sequence[Any]:
+def key_values(chain: str, kind: str, key: str) -> Sequence[str]:
+    """Return the values for ``OF_KEY``."""
     text = to_sqlite_text(key)
     return (chain, kind, *[text] * ident("%s").count("%s"))
 
@@ -637,7 +637,7 @@ def _execute_each(db: Connection, statement: str, rows: Iterable[Sequence[Any]])
 
 
 def _outcome_row(outcome: Outcome) -> dict[str, Any]:
-    task, delivery = outcome.task, outcome.delivery or _NO_DELIVERY
+    task, delivery = outcome.task, outcome.delivery or NO_DELIVERY
     return {
         "id": task.id,
         "state": outcome.state,

@@ -9,7 +9,7 @@ from typing import Any
 
 from trollmoves.errors import JournalError
 from trollmoves.journal.common.lanes import STORE_LANE, UnstoredLanes
-from trollmoves.journal.common.queries import placeholders
+from trollmoves.journal.common.queries import placeholders, prefix_range
 from trollmoves.journal.common.sources import UPSERT_SOURCE, source_rows
 from trollmoves.journal.common.tasks import TaskQueries
 from trollmoves.journal.interface import MergeFunction
@@ -17,9 +17,10 @@ from trollmoves.journal.records import (
     BACKLOG,
     FAILED,
     FRESH,
+    MARK_SLACK,
+    NO_DELIVERY,
     UNFLUSHED_SECONDS,
     WAITING,
-    Delivery,
     Finished,
     Outcome,
     SourcePosition,
@@ -32,15 +33,11 @@ from trollmoves.journal.sqlite.files import write_times
 COLUMNS = "id, chain, kind, key, lane, rank, due, state, tries, created, announcement_number, body, reply, finished"
 _SELECT_KEY = f"SELECT {COLUMNS} FROM tasks WHERE chain = ? AND kind = ? AND key = ?"
 _SELECT_PENDING = f"SELECT {COLUMNS} FROM tasks WHERE announcement_number = ? AND chain = ? AND kind = ? AND state = 0"
-
-
-_NO_DELIVERY = Delivery(None, None)
 _FINISH = (
     "UPDATE tasks SET state = ?, rank = ?, tries = ?, due = ?, reply = ?, finished = ?, size = ?, seconds = ?, "
     "destination = ?, peer = ? WHERE id = ?"
 )
 _FINISH_FAILED = _FINISH.replace(" WHERE", ", failure = ? WHERE")
-MARK_SLACK = 0.01  # s; the stored time must be later than that of the task by more than UNFLUSHED_SECONDS
 
 
 class TaskTable(JournalDatabase, TaskQueries):
@@ -193,21 +190,17 @@ class TaskTable(JournalDatabase, TaskQueries):
         return [task_of(row) for row in rows]
 
     def newer_keys(self, task: Task, prefix: str) -> list[str]:
-        start = to_sqlite_text(prefix)
-        end = start[:-1] + chr(ord(start[-1]) + 1)
         rows = self._read(
             "SELECT key FROM tasks WHERE chain = ? AND kind = ? AND key >= ? AND key < ? AND id > ? "
             "AND state IN (0, 1)",
-            (task.chain, task.kind, start, end, task.id),
+            (task.chain, task.kind, *prefix_range(to_sqlite_text(prefix)), task.id),
         )
         return [str(key) for (key,) in rows]
 
     def states(self, chain: str, kind: str, prefix: str, part: str) -> list[tuple[int, int]]:
-        start = to_sqlite_text(prefix)
-        end = start[:-1] + chr(ord(start[-1]) + 1)
         rows = self._read(
             "SELECT id, state FROM tasks WHERE chain = ? AND kind = ? AND key >= ? AND key < ? AND instr(key, ?) > 0",
-            (chain, kind, start, end, to_sqlite_text(part)),
+            (chain, kind, *prefix_range(to_sqlite_text(prefix)), to_sqlite_text(part)),
         )
         return [(int(id_), int(state)) for id_, state in rows]
 
@@ -268,7 +261,7 @@ class TaskTable(JournalDatabase, TaskQueries):
 
 
 def _store_outcome(db: sqlite3.Connection, outcome: Outcome, now: float) -> None:
-    task, delivery = outcome.task, outcome.delivery or _NO_DELIVERY
+    task, delivery = outcome.task, outcome.delivery or NO_DELIVERY
     # A column less for nearly all tasks, because ``failure`` is in an index.
     failed = outcome.failure is not None or task.tries > 1
     db.execute(
