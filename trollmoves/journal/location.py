@@ -44,21 +44,20 @@ def find_journal(configured: str, config_file: str, role: str) -> str:
     Without ``configured`` it is the newest one in ``state_directories``; ``journal_path`` if there is none.
     """
     if not configured:
-        names = (journal_name(config_file, role), journal_name(config_file, role, host=""))
-        candidates = (os.path.join(directory, name) for directory in state_directories() for name in names)
+        name = journal_name(config_file, role)
+        candidates = (os.path.join(directory, name) for directory in state_directories())
         paths = [path for path in candidates if os.path.exists(path)]
         if paths:
             return max(paths, key=os.path.getmtime)
     return journal_path(configured, config_file, role)
 
 
-def journal_name(config_file: str, role: str, host: str | None = None) -> str:
+def journal_name(config_file: str, role: str) -> str:
     """Return the name of the journal of a configuration file that names none.
 
-    It contains the name of this host, since hosts may share a home directory; with an empty ``host`` it does not.
+    It contains the name of this host, since hosts may share a home directory.
     """
-    host = socket.gethostname() if host is None else host
-    suffix = re.sub(r"[^A-Za-z0-9.-]", "_", f"-{host}")[:MAX_HOST] if host else ""
+    suffix = re.sub(r"[^A-Za-z0-9.-]", "_", f"-{socket.gethostname()}")[:MAX_HOST]
     config_file = os.path.abspath(config_file)
     stem = os.path.splitext(os.path.basename(config_file))[0]
     digest = hashlib.sha256(os.fsencode(config_file)).hexdigest()[:8]

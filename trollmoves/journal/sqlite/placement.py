@@ -1,19 +1,15 @@
-"""The path of the journal for a daemon that starts: a fallback for unwritable directories, and the name of before."""
+"""The path of the journal for a daemon that starts, and the warning if it is on a network file system."""
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import logging
 import os
 import re
-import sqlite3
 import stat
-from contextlib import closing, suppress
+from contextlib import suppress
 
-from trollmoves.errors import JournalError
-from trollmoves.journal.location import LOCK_SUFFIX, fallback_directories, journal_name, journal_path
-from trollmoves.journal.sqlite.files import connect_read_only, location_of, open_private
+from trollmoves.journal.location import fallback_directories, journal_path
 
 logger = logging.getLogger(__name__)
 
@@ -31,20 +27,13 @@ def place_journal(configured: str, config_file: str, role: str) -> str:
     """Return the path of the journal for a daemon that starts.
 
     Without ``configured`` it is in the first of ``state_directories``, or, if that cannot be written, in the first
-    usable one of ``fallback_directories``, with a warning. A journal under the name of earlier versions is renamed;
-    raise JournalError if another process uses it.
+    usable one of ``fallback_directories``, with a warning.
     """
     path = journal_path(configured, config_file, role)
-    if configured:
+    if configured or os.path.exists(path):
         return path
-    name, old_name = journal_name(config_file, role), journal_name(config_file, role, host="")
-    directory = os.path.dirname(path)
-    if not any(os.path.exists(os.path.join(directory, one)) for one in (name, old_name)):
-        directory = _usable_directory(directory)
-    path, old = os.path.join(directory, name), os.path.join(directory, old_name)
-    if os.path.exists(old) and not os.path.exists(path):
-        _take_over(old, path)
-    return path
+    directory, name = os.path.split(path)
+    return os.path.join(_usable_directory(directory), name)
 
 
 def network_warning(path: str, mountinfo: str = "/proc/self/mountinfo") -> str:
@@ -96,35 +85,3 @@ def _why_unusable(directory: str, *, private: bool = False) -> str:
     if private and (not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o022):
         return "others may write it"
     return "" if os.access(directory, os.W_OK | os.X_OK) else os.strerror(errno.EACCES)
-
-
-def _take_over(old: str, path: str) -> None:
-    """Rename a journal, its write-ahead log and its lock file; may be repeated after a kill at any step."""
-    try:
-        lock = open_private(old + LOCK_SUFFIX) if os.path.exists(old + LOCK_SUFFIX) else None
-        try:
-            if lock is not None:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if not _is_of_this_machine(old):
-                return
-            for suffix in (LOCK_SUFFIX, "-wal", ""):  # the journal last: it is found without the others
-                with suppress(FileNotFoundError):
-                    os.rename(old + suffix, path + suffix)
-            with suppress(FileNotFoundError):
-                os.unlink(old + "-shm")
-        finally:
-            if lock is not None:
-                os.close(lock)
-    except BlockingIOError:
-        raise JournalError(f"the journal {old} is in use by another process; stop that process first") from None
-    except OSError as error:
-        raise JournalError(f"cannot rename the journal {old} to {path}: {error.strerror}") from error
-    logger.info("renamed the journal %s to %s", old, path)
-
-
-def _is_of_this_machine(path: str) -> bool:
-    """Return False if a journal belongs to another host with the same home directory."""
-    with suppress(sqlite3.Error), closing(connect_read_only(path)) as opened:
-        row = opened.execute("SELECT value FROM meta WHERE key = 'location'").fetchone()
-        return row is None or str(row[0]).split(" ")[0] == location_of(path).split(" ")[0]
-    return True

@@ -29,7 +29,6 @@ from trollmoves.journal import (
     open_journal,
     place_journal,
 )
-from trollmoves.journal.location import journal_name
 from trollmoves.tests.helpers.journals import (
     LATER,
     task,
@@ -250,39 +249,7 @@ def test_journal_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
     paths = {journal_path("", file, role) for file in ("/etc/a.ini", "/srv/a.ini", "a.ini") for role in ("client", "x")}
     assert len(paths) == 6
     assert journal_path("", "a.ini", "client") == journal_path("", str(tmp_path / "a.ini"), "client")
-
-
-def test_journal_of_an_earlier_version(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The name contains the host; a journal without it is renamed, with its unwritten log; one in use is an error."""
-    monkeypatch.setenv("STATE_DIRECTORY", str(tmp_path))
-    config = "a%41?#.ini"  # special characters of a URI
-    old = tmp_path / journal_name(config, "client", host="")
-    program = (
-        "import os, sys; from trollmoves.journal import open_journal, Journal, Task; j = open_journal(sys.argv[1]); "
-        "j.add_tasks([Task('c', 'fetch', 'k', 'lane', '')]); os._exit(0)"
-    )
-    subprocess.run([sys.executable, "-c", program, old], check=True)
-    assert Path(f"{old}-wal").stat().st_size
-    with closing(open_journal(str(old))), pytest.raises(JournalError, match="in use by another process"):
-        place_journal("", config, "client")
-    path = place_journal("", config, "client")
-    assert os.path.basename(path) == old.name.replace(".journal", f"-{socket.gethostname()}.journal")
-    assert not list(tmp_path.glob(f"{old.name}*"))
-    with closing(open_journal(path)) as journal:
-        assert journal.find("c", "fetch", "k")
-    assert place_journal("", config, "client") == path
-
-
-def test_journal_of_another_host(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A journal without a host name that another host with the same home directory wrote is not renamed."""
-    monkeypatch.setenv("STATE_DIRECTORY", str(tmp_path))
-    config = "a%41?#.ini"  # special characters of a URI
-    old = tmp_path / journal_name(config, "client", host="")
-    open_journal(str(old)).close()
-    with closing(sqlite3.connect(old)) as db, db:
-        db.execute("UPDATE meta SET value = 'elsewhere ' || value WHERE key = 'location'")
-    assert place_journal("", config, "client") != str(old)
-    assert old.exists()
+    assert journal_path("", "a.ini", "client").endswith(f"-{socket.gethostname()}.journal")
 
 
 def test_unwritable_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
