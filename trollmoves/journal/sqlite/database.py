@@ -51,6 +51,7 @@ CREATE INDEX IF NOT EXISTS tasks_announcement ON tasks (announcement_number, cha
     WHERE announcement_number IS NOT NULL;
 CREATE INDEX IF NOT EXISTS tasks_finished ON tasks (finished) WHERE state <> 0;
 CREATE INDEX IF NOT EXISTS tasks_failed ON tasks (chain, kind) WHERE state = 2;
+CREATE INDEX IF NOT EXISTS tasks_failure ON tasks (chain, lane, failure, id) WHERE failure IS NOT NULL;
 CREATE TABLE IF NOT EXISTS announcements (
     id INTEGER PRIMARY KEY, chain TEXT NOT NULL, number INTEGER NOT NULL, uri TEXT NOT NULL, uid TEXT NOT NULL,
     size INTEGER, mtime INTEGER, created REAL NOT NULL, message TEXT NOT NULL);
@@ -63,14 +64,6 @@ CREATE TABLE IF NOT EXISTS lanes (
     chain TEXT NOT NULL, lane TEXT NOT NULL, done INTEGER NOT NULL, bytes INTEGER NOT NULL, last_done REAL,
     last_id INTEGER, failure TEXT, error TEXT, failing_since REAL, updated REAL NOT NULL,
     PRIMARY KEY (chain, lane)) WITHOUT ROWID;
-"""
-# Added to tables of earlier versions, which ignore them: the schema version is unchanged, so that a journal can be used
-# by both. Indices of added columns are created after them.
-_ADDED_COLUMNS = {
-    "failure": "TEXT", "size": "INTEGER", "seconds": "REAL", "destination": "TEXT", "peer": "TEXT",
-}  # fmt: skip
-_ADDED_INDICES = """
-CREATE INDEX IF NOT EXISTS tasks_failure ON tasks (chain, lane, failure, id) WHERE failure IS NOT NULL;
 """
 
 
@@ -161,7 +154,6 @@ class JournalDatabase:
         db.execute("PRAGMA wal_autocheckpoint=2000")
         db.execute(f"PRAGMA journal_size_limit={WAL_SIZE_LIMIT}")
         db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version={SCHEMA_VERSION}; COMMIT")
-        self._add_missing_columns()
         db.execute("INSERT OR IGNORE INTO meta VALUES ('identity', ?)", (uuid.uuid4().hex[:12],))
         if version and not db.execute("DELETE FROM meta WHERE key = 'closed'").rowcount:
             # The process was alive when it last stored the time: messages published well before that have been sent.
@@ -176,12 +168,6 @@ class JournalDatabase:
         self._restore_clock()
         self._after_kill = max(0.0, self.now() - self._killed_at) if self._killed_at else 0.0
         return str(row[0])
-
-    def _add_missing_columns(self) -> None:
-        known = {row[1] for row in self._db.execute("PRAGMA table_info(tasks)")}
-        missing = [name for name in _ADDED_COLUMNS if name not in known]
-        added = "".join(f"ALTER TABLE tasks ADD COLUMN {name} {_ADDED_COLUMNS[name]}; " for name in missing)
-        self._db.executescript(f"BEGIN IMMEDIATE; {added} {_ADDED_INDICES} COMMIT")
 
     def _renew_identity(self, existed: bool) -> None:
         """Store a new identity if the journal is older than its last process, or a copy; store its location.

@@ -101,7 +101,7 @@ class SqliteReader(ReaderQueries):
 
     def _check_version(self) -> None:
         ((version,),) = self._read("PRAGMA user_version")
-        if version != SCHEMA_VERSION or not self._read("SELECT 1 FROM sqlite_master WHERE name = 'lanes'"):
+        if version != SCHEMA_VERSION:
             raise JournalError(f"the journal {self.path} was written by another version: start its daemon once")
 
     def _read(self, statement: str, parameters: Sequence[Any] = ()) -> list[Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, suppress
 
 from trollmoves.journal.sqlite.files import WAL_SUFFIXES
@@ -78,8 +78,7 @@ def salvage(renamed: str, db: sqlite3.Connection) -> int:
         damaged.text_factory = _text
         db.execute("BEGIN IMMEDIATE")
         try:
-            for table, all_columns in _TABLES.items():
-                columns = _existing(damaged, table, all_columns)
+            for table, columns in _TABLES.items():
                 count += _copy(db, table, columns, _rows(damaged, table, columns))
             count += _copy(db, "sources", _SOURCES, _sources(damaged))
         except BaseException:
@@ -101,19 +100,7 @@ def _copy(
     return db.total_changes - before
 
 
-def _existing(
-    damaged: sqlite3.Connection, table: str, columns: Mapping[str, tuple[type, ...]]
-) -> Mapping[str, tuple[type, ...]]:
-    """Return the columns that a table has: earlier versions had fewer."""
-    with suppress(sqlite3.Error):
-        known = {row[1] for row in damaged.execute(f"PRAGMA table_info({table})")}
-        return {name: types for name, types in columns.items() if name in known} or columns
-    return columns
-
-
-def _rows(
-    damaged: sqlite3.Connection, table: str, columns: Mapping[str, tuple[type, ...]]
-) -> Iterator[tuple[object, ...]]:
+def _rows(damaged: sqlite3.Connection, table: str, columns: Iterable[str]) -> Iterator[tuple[object, ...]]:
     """Yield the rows of a table, skipping unreadable ones."""
     try:
         last = damaged.execute(f"SELECT max(id) FROM {table}").fetchone()[0]

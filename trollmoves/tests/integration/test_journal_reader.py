@@ -1,4 +1,4 @@
-"""The journal as commands read it: lanes, failures, and journals of earlier versions."""
+"""The journal as commands read it: lanes and failures."""
 
 from __future__ import annotations
 
@@ -122,27 +122,6 @@ def test_a_client_that_changed_its_destination(tmp_path: Path) -> None:
         assert refused(path) == 1
         journal.finish([Outcome(failed[2], DONE, delivery=Delivery(1, 0.1))])
         assert (refused(path), journal.statistics().failing) == (0, [])
-
-
-def test_a_journal_of_before(tmp_path: Path) -> None:
-    """A journal without the columns and tables for operators gets them when its daemon opens it, and keeps its rows."""
-    path = tmp_path / "a.journal"
-    with closing(open_journal(str(path))) as journal:
-        add(journal, 2)
-    with closing(sqlite3.connect(path)) as db:
-        db.execute("DROP TABLE lanes")
-        db.execute("DROP INDEX tasks_failure")
-        for column in ("failure", "size", "seconds", "destination", "peer"):
-            db.execute(f"ALTER TABLE tasks DROP COLUMN {column}")
-        db.commit()
-    with pytest.raises(JournalError, match="start its daemon once"), open_reader(str(path)):
-        pass
-    with closing(open_journal(str(path))) as journal:
-        assert journal.count("hrit")["waiting"] == 2
-        journal.finish(
-            [Outcome(task, DONE, delivery=Delivery(7, 0.1)) for task in journal.claim("hrit", LANE, 9, 1e12)]
-        )
-    assert state_of(path).total_bytes == 14
 
 
 def test_details_survive_compaction(tmp_path: Path) -> None:
