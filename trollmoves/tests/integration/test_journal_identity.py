@@ -17,6 +17,7 @@ from trollmoves.errors import JournalError
 from trollmoves.journal import DONE, AnnouncementRecord, Journal, Outcome, Task, open_journal
 from trollmoves.journal.location import LOCK_SUFFIX
 from trollmoves.tests.helpers.journals import append_announcements
+from trollmoves.tests.helpers.waiting import until
 
 
 @pytest.fixture
@@ -70,9 +71,11 @@ def test_restored(path: str, restore: Callable[[str], None], change: Callable[[J
     with closing(open_journal(path)) as journal:
         before = journal.identity
         change(journal)
+        changed = journal.now()
     shutil.copy(path, path + ".backup")
     with closing(open_journal(path)) as journal:
         assert journal.identity == before
+        until(lambda: journal.now() > changed + 0.01)  # the time of a journal is compared in milliseconds
         change(journal)
     restore(path)
     restored = identity(path)
