@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import importlib
 import os
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from collections import UserDict
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import ParseResult
 
@@ -50,36 +51,18 @@ _CLASSES = {
 }
 
 
-class _Movers(MutableMapping[str, type[Mover]]):
+class _Movers(UserDict[str, Any]):
     """Mover classes by URL scheme; a module and its library are imported on first use.
 
     A script may register its movers (``MOVERS["dav"] = DavMover``) or replace others before the first delivery.
     """
 
-    def __init__(self) -> None:
-        self._classes: dict[str, str | type[Mover]] = {**_CLASSES}
-
     def __getitem__(self, scheme: str) -> type[Mover]:
-        found = self._classes[scheme]
+        found: str | type[Mover] = self.data[scheme]
         return _mover_class(found) if isinstance(found, str) else found
 
-    def __setitem__(self, scheme: str, mover_class: type[Mover]) -> None:
-        self._classes[scheme] = mover_class
 
-    def __delitem__(self, scheme: str) -> None:
-        del self._classes[scheme]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._classes)
-
-    def __len__(self) -> int:
-        return len(self._classes)
-
-    def __contains__(self, scheme: object) -> bool:
-        return scheme in self._classes
-
-
-MOVERS: MutableMapping[str, type[Mover]] = _Movers()
+MOVERS: MutableMapping[str, type[Mover]] = _Movers(_CLASSES)
 
 
 @functools.cache
