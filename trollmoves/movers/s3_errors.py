@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+from collections.abc import Iterator
 
 import boto3
 import botocore.exceptions
@@ -37,20 +39,16 @@ def code_of(error: botocore.exceptions.ClientError) -> str:
     return str(error.response.get("Error", {}).get("Code", ""))
 
 
-class translate_s3_errors:  # noqa: N801  (used like a function in ``with``)
-    """Translates exceptions of boto3."""
-
-    def __init__(self, path: str) -> None:
-        self._path = path
-
-    def __enter__(self) -> None:
-        """Do nothing."""
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        """Translate an exception of boto3."""
-        translation = _translate(error, self._path) if error is not None else None
-        if translation is not None:
-            raise translation from error
+@contextlib.contextmanager
+def translate_s3_errors(path: str) -> Iterator[None]:
+    """Translate exceptions of boto3."""
+    try:
+        yield
+    except Exception as error:
+        translation = _translate(error, path)
+        if translation is None:
+            raise
+        raise translation from error
 
 
 def _translate(error: BaseException, path: str) -> Exception | None:
