@@ -81,7 +81,7 @@ class Backend(ABC):
         return False
 
     def verify(self, source: SourceFile, path: str) -> None:  # noqa: B027  (optional)
-        """Compare checksums if configured; raises ``TemporaryTransferError`` on a difference."""
+        """Compare checksums, if ``verify_checksum`` is set; raises ``TemporaryTransferError`` on a difference."""
 
 
 class Naming(Enum):
@@ -240,6 +240,7 @@ class Mover(ABC):
         host are recorded after a success, so that an outage or a locked directory is not taken for one.
         """
         self.source = source
+        self._compares_checksums = self.option("verify_checksum")  # here: an invalid value must fail before a transfer
         final = self._final_path(backend)
         if self.is_same_file(source, final):
             return
@@ -392,7 +393,8 @@ class Mover(ABC):
                 self.host.record(Limitation.NO_SIZE)
         elif size != source.size:
             raise TemporaryTransferError(f"{self}: {size} of {source.size} bytes arrived")
-        backend.verify(source, path)
+        if self._compares_checksums:
+            backend.verify(source, path)
 
 
 def _exists(backend: Backend, path: str) -> bool:

@@ -11,7 +11,6 @@ import hashlib
 import os
 import stat
 from contextlib import suppress
-from typing import BinaryIO
 
 from trollmoves.errors import TemporaryTransferError
 from trollmoves.movers.base import Backend, Mover
@@ -29,10 +28,9 @@ DIRECTORY_MODE = 0o775  # before the umask
 class LocalBackend(Backend):
     """Backend for the file systems of this host."""
 
-    def __init__(self, *, hard_link: bool = False, fsync: bool = False, checksum: bool = False) -> None:
+    def __init__(self, *, hard_link: bool = False, fsync: bool = False) -> None:
         self.hard_link = hard_link
         self.fsync = fsync
-        self.checksum = checksum
 
     def is_directory(self, path: str) -> bool:
         """Return True if ``path`` is a directory."""
@@ -68,11 +66,10 @@ class LocalBackend(Backend):
         return os.stat(path).st_size
 
     def verify(self, source: SourceFile, path: str) -> None:
-        """Compare SHA-256 sums if ``verify_checksum`` is set."""
-        if self.checksum:
-            with open(path, "rb") as copy, source.reader() as original:
-                if _sha256(copy) != _sha256(original):
-                    raise TemporaryTransferError(f"{path}: the SHA-256 sum differs from that of the file")
+        """Compare SHA-256 sums."""
+        with open(path, "rb") as copy:
+            if hashlib.file_digest(copy, "sha256").hexdigest() != source.digest("sha256"):
+                raise TemporaryTransferError(f"{path}: the SHA-256 sum differs from that of the file")
 
     def replace(self, partial: str, final: str) -> None:
         """Rename atomically."""
@@ -121,18 +118,7 @@ class FileMover(Mover):
     def _files(self) -> LocalBackend:
         if not self.attrs:
             return LocalBackend()
-        return LocalBackend(
-            hard_link=self.option("hard_link"),
-            fsync=self.option("fsync"),
-            checksum=self.option("verify_checksum"),
-        )
-
-
-def _sha256(file: BinaryIO) -> bytes:
-    digest = hashlib.sha256()
-    while block := file.read(BLOCK):
-        digest.update(block)
-    return digest.digest()
+        return LocalBackend(hard_link=self.option("hard_link"), fsync=self.option("fsync"))
 
 
 def _try_link(source: SourceFile, path: str) -> bool:

@@ -6,10 +6,9 @@ Each operation except the upload is optional: keys and services that do not allo
 from __future__ import annotations
 
 import datetime as dt
-import hashlib
 import logging
 import re
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any, NamedTuple
 
 import botocore.config
@@ -21,7 +20,7 @@ from trollmoves.movers.base import Backend
 from trollmoves.movers.fsspec_config import with_s3_defaults
 from trollmoves.movers.host_capabilities import HostCapabilities, Limitation
 from trollmoves.movers.partials import PartialId
-from trollmoves.movers.pool import Connection, SharedHandle
+from trollmoves.movers.pool import Connection
 from trollmoves.movers.remote import Endpoint, RemoteMover, checked_login
 from trollmoves.movers.s3_client import ClientParameters, S3Client, shared_clients, split_path
 from trollmoves.movers.s3_errors import code_of, translate_s3_errors
@@ -55,26 +54,15 @@ class _Upload(NamedTuple):
 
 
 class S3Connection(Connection):
-    """A shared client; the path of an object is ``/bucket/key``.
-
-    ``acquire`` returns the shared client with, or without, the checksums that boto3 adds to uploads.
-    """
+    """A shared client with, or without, the checksums that boto3 adds; the path of an object is ``/bucket/key``."""
 
     partials = False
 
-    def __init__(
-        self,
-        acquire: Callable[[bool], SharedHandle[S3Client]],
-        transfer: TransferConfig,
-        extra: dict[str, Any],
-        *,
-        checksum: bool,
-    ):
-        self._acquire = acquire
+    def __init__(self, parameters: ClientParameters, transfer: TransferConfig, extra: dict[str, Any]) -> None:
+        self._parameters = parameters
         self._transfer = transfer
         self._extra = extra
-        self._checksum = checksum
-        self._handles = {True: acquire(True)}
+        self._handles = {True: parameters.acquire(sums=True)}
         self.prepare(HostCapabilities("s3"), None)
 
     def prepare(self, host: HostCapabilities, partial_id: PartialId | None) -> None:
@@ -91,7 +79,7 @@ class S3Connection(Connection):
     @property
     def _shared(self) -> S3Client:
         if self._sums not in self._handles:
-            self._handles[self._sums] = self._acquire(self._sums)
+            self._handles[self._sums] = self._parameters.acquire(sums=self._sums)
         return self._handles[self._sums].value
 
     def is_directory(self, path: str) -> bool:
@@ -159,7 +147,7 @@ class S3Connection(Connection):
             found = self._client.head_object(Bucket=bucket, Key=key)
         except botocore.exceptions.ClientError:
             return False
-        return bool(found["ContentLength"] == source.size and _md5_tag(found) == _md5(source))
+        return bool(found["ContentLength"] == source.size and _md5_tag(found) == source.digest("md5"))
 
     def _upload_in_parts(self, source: SourceFile, path: str) -> None:
         bucket, key = split_path(path)
@@ -249,8 +237,8 @@ class S3Connection(Connection):
             self._client.delete_object(Bucket=bucket, Key=key)
 
     def verify(self, source: SourceFile, path: str) -> None:  # noqa: ARG002  (the upload has it)
-        """Compare the ETag if ``verify_checksum`` is set and it is an MD5 sum."""
-        if not self._checksum or self._last is None:
+        """Compare the ETag if it is an MD5 sum."""
+        if self._last is None:
             return
         if _md5_tag(self._last.reply):
             _compare_tag(self._last, path)
@@ -286,16 +274,8 @@ def _md5_tag(reply: dict[str, Any]) -> str:
 
 def _compare_tag(upload: _Upload, path: str) -> None:
     """Raise TemporaryTransferError if the ETag, an MD5 sum, differs from that of the file."""
-    if _md5_tag(upload.reply) != _md5(upload.source):
+    if _md5_tag(upload.reply) != upload.source.digest("md5"):
         raise TemporaryTransferError(f"{path}: the MD5 sum differs from that of the file")
-
-
-def _md5(source: SourceFile) -> str:
-    digest = hashlib.md5(usedforsecurity=False)
-    with source.reader() as reader:
-        while block := reader.read(CHUNK):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 class S3Mover(RemoteMover):
@@ -331,11 +311,7 @@ class S3Mover(RemoteMover):
     def connect(self, login: Endpoint) -> Connection:
         """Return a connection over the clients for these parameters."""
         parameters = ClientParameters(self.attrs, login.user, login.password)
-
-        def acquire(sums: bool) -> SharedHandle[S3Client]:
-            return parameters.acquire(sums=sums)
-
-        return S3Connection(acquire, self._transfer(), self._extra(), checksum=self.option("verify_checksum"))
+        return S3Connection(parameters, self._transfer(), self._extra())
 
     def deliver(self, backend: Backend, source: SourceFile) -> None:
         """Deliver ``source`` by the operations that the service and the key allow."""

@@ -48,7 +48,7 @@ class ClientParameters:
         self._password = password
         self.key = user, password, repr(sorted(attrs.items()))
 
-    def acquire(self, *, sums: bool = True) -> SharedHandle[S3Client]:
+    def acquire(self, *, sums: bool) -> SharedHandle[S3Client]:
         """Return a shared client, to be released, with or without the checksums that boto3 adds to uploads.
 
         Raises:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import io
 import os
 import stat
@@ -18,6 +19,7 @@ from trollmoves.errors import (
 )
 from trollmoves.utils.file_versions import despite_removal
 
+BLOCK = 1 << 20  # bytes that are read at a time for a checksum
 # Errors of open() that mean that the file is missing, or that its name belongs to something else.
 MISSING_ERRNOS = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO, errno.ENODEV}
 
@@ -84,6 +86,14 @@ class SourceFile:
         """
         self.rewind()
         return cast(BinaryIO, _CheckedReader(self))
+
+    def digest(self, algorithm: str) -> str:
+        """Return the checksum of the file in hexadecimal form; ``algorithm`` is a name of hashlib."""
+        digest = hashlib.new(algorithm, usedforsecurity=False)
+        with self.reader() as reader:
+            while block := reader.read(BLOCK):
+                digest.update(block)
+        return digest.hexdigest()
 
     def read(self, size: int) -> bytes:
         """Return the next bytes, up to ``size``."""

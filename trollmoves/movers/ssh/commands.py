@@ -7,7 +7,6 @@ It is started once for all operations of a connection, because a login shell may
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import re
 from collections.abc import Callable
@@ -97,11 +96,7 @@ class RemoteCommands:
     def compare_sha256(self, source: SourceFile, path: str) -> None:
         """Raise ``TemporaryTransferError`` if the content of ``path`` differs from ``source``."""
         remote_digest = self.run("sha256", path).lstrip("\\").split(" ")[0]
-        digest = hashlib.sha256()
-        with source.reader() as reader:
-            while block := reader.read(BLOCK):
-                digest.update(block)
-        if remote_digest != digest.hexdigest():
+        if remote_digest != source.digest("sha256"):
             raise TemporaryTransferError(f"{path}: the SHA-256 sum differs from that of the file")
 
     def close(self) -> None:

@@ -114,14 +114,12 @@ class _FileConnection(Connection):
         host: HostCapabilities | None,
         *,
         connect_timeout: float,
-        checksum: bool,
     ) -> None:
         self._transport = transport
         self._timeout = timeout
         self._connect_timeout = connect_timeout
         self._hang_up = hang_up
         self._host = host
-        self._checksum = checksum
         self._commands = RemoteCommands(functools.partial(start, transport, timeout))
         self._open()
 
@@ -181,9 +179,8 @@ class ScpConnection(_FileConnection):
         return operation(self._files)
 
     def verify(self, source: SourceFile, path: str) -> None:
-        """Compare SHA-256 sums if ``verify_checksum`` is set."""
-        if self._checksum:
-            self._commands.compare_sha256(source, path)
+        """Compare SHA-256 sums."""
+        self._commands.compare_sha256(source, path)
 
     def send(self, source: SourceFile, path: str) -> None:
         """Move the ``scp`` process to the directory of ``path`` and send the file."""
@@ -317,11 +314,10 @@ class SingleChannelConnection(_FileConnection):
             raise
 
     def verify(self, source: SourceFile, path: str) -> None:
-        """Compare SHA-256 sums if ``verify_checksum`` is set."""
-        if self._checksum:
-            self._close_channel()
-            self._retry_refused(lambda: self._commands.compare_sha256(source, path))
-            self._close_channel()
+        """Compare SHA-256 sums."""
+        self._close_channel()
+        self._retry_refused(lambda: self._commands.compare_sha256(source, path))
+        self._close_channel()
 
     def send(self, source: SourceFile, path: str) -> None:
         """Send the file by the ``scp`` package, which quotes ``path`` for the shell of the server."""
@@ -459,5 +455,4 @@ class ScpMover(SshMover):
             hang_up,
             self.host,
             connect_timeout=self.connect_timeout,
-            checksum=self.option("verify_checksum"),
         )

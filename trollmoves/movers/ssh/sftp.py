@@ -81,7 +81,6 @@ class SftpConnection(Connection):
         host: HostCapabilities | None,
         *,
         fsync: bool,
-        checksum: bool,
     ) -> None:
         """Start the protocol over a new channel.
 
@@ -91,7 +90,6 @@ class SftpConnection(Connection):
         self._channel = channel
         self._hang_up = hang_up
         self._fsync = fsync
-        self._checksum = checksum
         self._commands = commands
         self._in_step = True
         self._sent: tuple[str, int, int] | None = None
@@ -153,9 +151,8 @@ class SftpConnection(Connection):
         return size if size >= 0 else None
 
     def verify(self, source: SourceFile, path: str) -> None:
-        """Compare SHA-256 sums if ``verify_checksum`` is set."""
-        if self._checksum:
-            self._commands.compare_sha256(source, path)
+        """Compare SHA-256 sums."""
+        self._commands.compare_sha256(source, path)
 
     def replace(self, partial: str, final: str) -> None:
         """Rename atomically if the server can, else rename an existing file first and remove it afterwards."""
@@ -349,7 +346,6 @@ def open_sftp(
     *,
     connect_timeout: float,
     fsync: bool = False,
-    checksum: bool = False,
 ) -> SftpConnection:
     """Return an SFTP connection over a new channel of ``transport``.
 
@@ -359,7 +355,7 @@ def open_sftp(
     channel = start(transport, connect_timeout, "sftp", subsystem=True)
     commands = RemoteCommands(functools.partial(start, transport, timeout))
     try:
-        connection = SftpConnection(channel, commands, hang_up, host, fsync=fsync, checksum=checksum)
+        connection = SftpConnection(channel, commands, hang_up, host, fsync=fsync)
     except BaseException:
         channel.close()
         raise
@@ -387,12 +383,7 @@ class SftpMover(SshMover):
 
         try:
             connection = SftpConnection(
-                channel,
-                RemoteCommands(run),
-                lambda: None,
-                self.host,
-                fsync=self.option("fsync"),
-                checksum=self.option("verify_checksum"),
+                channel, RemoteCommands(run), lambda: None, self.host, fsync=self.option("fsync")
             )
         except BaseException:
             channel.close()
@@ -432,5 +423,4 @@ class SftpMover(SshMover):
             self.host,
             connect_timeout=self.connect_timeout,
             fsync=self.option("fsync"),
-            checksum=self.option("verify_checksum"),
         )

@@ -370,9 +370,11 @@ class Interrupted(LocalBackend):
         self.renaming = renaming
         self.verified = verified
 
-    def verify(self, source: SourceFile, path: str) -> None:
+    def size(self, path: str) -> int:
         """Act after the check of the size, before that of the lease."""
+        size = super().size(path)
         self.verified()
+        return size
 
     def replace(self, partial: str, final: str) -> None:
         """Rename after the interruption."""
