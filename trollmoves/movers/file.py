@@ -148,10 +148,11 @@ def _same_entry(path: str, other: str) -> bool:
 def _try_rename(source: SourceFile, final: str, files: LocalBackend) -> bool:
     """Rename the source to ``final``; return False across file systems."""
     try:
-        os.replace(source.path, final)
-    except FileNotFoundError:
-        files.make_directories(os.path.dirname(final) or "/")
-        return _retry_rename(source, final)
+        try:
+            os.replace(source.path, final)
+        except FileNotFoundError:
+            files.make_directories(os.path.dirname(final) or "/")
+            os.replace(source.path, final)
     except OSError as error:
         if error.errno == errno.EXDEV:
             return False
@@ -159,16 +160,6 @@ def _try_rename(source: SourceFile, final: str, files: LocalBackend) -> bool:
     if files.fsync:
         os.fsync(source.fd)
         _fsync_directory(os.path.dirname(final))
-    return True
-
-
-def _retry_rename(source: SourceFile, final: str) -> bool:
-    try:
-        os.replace(source.path, final)
-    except OSError as error:
-        if error.errno == errno.EXDEV:
-            return False
-        raise
     return True
 
 

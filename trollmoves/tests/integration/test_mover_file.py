@@ -95,6 +95,21 @@ def test_move_makes_directories(origin: Path, tmp_path: Path) -> None:
     assert not origin.exists()
 
 
+def test_move_syncs_into_a_new_directory(origin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``move`` with ``fsync`` syncs the file and its directory, also if that directory was missing."""
+    synced: list[int] = []
+    sync = os.fsync
+
+    def record(fd: int) -> None:
+        synced.append(os.fstat(fd).st_ino)
+        sync(fd)
+
+    monkeypatch.setattr(os, "fsync", record)
+    FileMover(origin, f"{tmp_path}/a/b/", {"fsync": True}).move()
+    target = tmp_path / "a/b" / origin.name
+    assert synced == [target.stat().st_ino, target.parent.stat().st_ino]
+
+
 @pytest.mark.skipif(not os.path.isdir("/dev/shm"), reason="no second file system at /dev/shm")
 def test_move_to_another_file_system_copies_and_removes(origin: Path) -> None:
     """``move`` between file systems delivers a copy and then removes the origin."""
