@@ -47,9 +47,6 @@ class ChannelRefused(ConnectionFailed):
 class SshMover(RemoteMover):
     """Delivers over channels of an SSH login; each protocol implements ``open_connection``."""
 
-    has_single_channel_mode = False
-    """True if the protocol implements ``open_single_channel``."""
-
     @property
     def tries(self) -> int:  # type: ignore[override]
         """Number of attempts to connect."""
@@ -69,9 +66,9 @@ class SshMover(RemoteMover):
     def open_connection(self, transport: paramiko.Transport, hang_up: Callable[[], None]) -> Connection:
         """Return a connection over new channels; its ``close`` calls ``hang_up``."""
 
-    def open_single_channel(self, transport: paramiko.Transport, hang_up: Callable[[], None]) -> Connection:
-        """Return a connection that uses one channel at a time; its ``close`` calls ``hang_up``."""
-        raise NotImplementedError
+    def open_exclusive(self, transport: paramiko.Transport, hang_up: Callable[[], None]) -> Connection:
+        """Return a connection over a login that is not shared; a protocol may need fewer channels there."""
+        return self.open_connection(transport, hang_up)
 
     def connect(self, login: Endpoint) -> Connection:
         """Open channels on a shared login; if the server refuses one, on a new login that is not shared.
@@ -94,18 +91,10 @@ class SshMover(RemoteMover):
         handle = logins.acquire(key, lambda: self.log_in(login), timeout, exclusive=True)
         try:
             with translate_ssh_errors():
-                return self._open_exclusive(handle.value.get_transport(), _release_once(logins, handle))
+                return self.open_exclusive(handle.value.get_transport(), _release_once(logins, handle))
         except BaseException:
             logins.release(handle)
             raise
-
-    def _open_exclusive(self, transport: paramiko.Transport, hang_up: Callable[[], None]) -> Connection:
-        try:
-            return self.open_connection(transport, hang_up)
-        except (ChannelRefused, paramiko.ChannelException):
-            if not self.has_single_channel_mode:
-                raise
-            return self.open_single_channel(transport, hang_up)
 
     def log_in(self, login: Endpoint) -> paramiko.SSHClient:
         """Return a new login, which the caller closes; raises ``OSError`` or ``TransferError``."""
@@ -344,15 +333,11 @@ def shared_logins() -> SharedHandles[paramiko.SSHClient]:
 def _logins_of(process: int) -> SharedHandles[paramiko.SSHClient]:  # noqa: ARG001  (the key)
     # paramiko logs at level ERROR, with a traceback, the exceptions that it also raises.
     logging.getLogger("paramiko.transport").addFilter(_drop_errors)
-    return SharedHandles(_close_client, _is_active, CONNECTIONS_PER_LOGIN)
+    return SharedHandles(paramiko.SSHClient.close, _is_active, CONNECTIONS_PER_LOGIN)
 
 
 def _drop_errors(record: logging.LogRecord) -> bool:
     return record.levelno < logging.ERROR
-
-
-def _close_client(client: paramiko.SSHClient) -> None:
-    client.close()
 
 
 def _is_active(client: paramiko.SSHClient) -> bool:

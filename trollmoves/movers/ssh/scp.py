@@ -431,8 +431,6 @@ def _is_alive(files: Backend) -> bool:
 class ScpMover(SshMover):
     """Delivers to ``scp://[user[:password]@]host[:port]/path``."""
 
-    has_single_channel_mode = True
-
     @property
     def stall_timeout(self) -> float:
         """Seconds without progress after which a transfer fails."""
@@ -442,9 +440,12 @@ class ScpMover(SshMover):
         """Open one channel for files and one for other operations."""
         return self._open(ScpConnection, transport, hang_up)
 
-    def open_single_channel(self, transport: paramiko.Transport, hang_up: Callable[[], None]) -> Connection:
-        """Return a connection that uses one channel at a time."""
-        return self._open(SingleChannelConnection, transport, hang_up)
+    def open_exclusive(self, transport: paramiko.Transport, hang_up: Callable[[], None]) -> Connection:
+        """Open the same channels, or one at a time if the server allows no more."""
+        try:
+            return self.open_connection(transport, hang_up)
+        except (ChannelRefused, paramiko.ChannelException):
+            return self._open(SingleChannelConnection, transport, hang_up)
 
     def _open(
         self, connection: type[_FileConnection], transport: paramiko.Transport, hang_up: Callable[[], None]
