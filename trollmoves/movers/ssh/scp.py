@@ -21,7 +21,6 @@ import scp
 
 from trollmoves.errors import ConnectionFailed, NameRejected, TransferStalled
 from trollmoves.movers import options
-from trollmoves.movers.base import Backend
 from trollmoves.movers.host_capabilities import HostCapabilities
 from trollmoves.movers.pool import Connection
 from trollmoves.movers.source_file import SourceFile
@@ -48,8 +47,8 @@ CHANNEL_TIMEOUT = 10.0  # seconds to wait until the server has ended the channel
 CHANNEL_RETRY_DELAY = 0.02  # seconds
 
 
-class CommandBackend(Backend):
-    """File operations on a server without SFTP, by its programs."""
+class CommandConnection(Connection):
+    """File operations on a server without SFTP, by its programs; the owner of the commands closes them."""
 
     def __init__(self, commands: RemoteCommands) -> None:
         self._commands = commands
@@ -80,31 +79,20 @@ class CommandBackend(Backend):
         """Remove by ``rm``."""
         self._commands.run("remove", path)
 
+    def alive(self) -> bool:
+        """Return True: the next command starts the programs if necessary."""
+        return True
 
-def open_backend(
-    transport: paramiko.Transport,
-    timeout: float,
-    connect_timeout: float,
-    commands: RemoteCommands,
-    host: HostCapabilities | None,
-) -> Backend:
-    """Return a backend for file operations: SFTP if the server offers it, else ``commands``.
+    def probe(self) -> None:
+        """Query the root directory."""
+        self.is_directory("/")
 
-    Raises:
-        paramiko.ChannelException: the server allows no further channel.
-    """
-    try:
-        return open_sftp(transport, timeout, lambda: None, host, connect_timeout=connect_timeout)
-    except paramiko.ChannelException:
-        raise
-    except (paramiko.SSHException, ConnectionFailed):
-        if not transport.is_active():
-            raise
-        return CommandBackend(commands)
+    def close(self) -> None:
+        """Do nothing."""
 
 
 class _FileConnection(Connection):
-    """A login with a backend for all operations except ``send``."""
+    """A login with another connection over it for all operations except ``send``."""
 
     def __init__(
         self,
@@ -152,30 +140,53 @@ class _FileConnection(Connection):
         """Open the channels that are kept; the constructor calls it last."""
 
     @abstractmethod
-    def _run(self, operation: Callable[[Backend], T]) -> T:
-        """Return the result of an operation of the backend."""
+    def _close_channels(self) -> None:
+        """Close all channels."""
 
-    def _open_backend(self) -> Backend:
-        return open_backend(self._transport, self._timeout, self._connect_timeout, self._commands, self._host)
+    @abstractmethod
+    def _run(self, operation: Callable[[Connection], T]) -> T:
+        """Return the result of an operation of the other connection."""
+
+    def close(self) -> None:
+        """Close the channels and release the login."""
+        self._close_channels()
+        self._hang_up()
+
+    def _open_files(self) -> Connection:
+        """Return a connection by SFTP if the server offers it, else by programs.
+
+        Raises:
+            paramiko.ChannelException: the server allows no further channel.
+        """
+        try:
+            return open_sftp(
+                self._transport, self._timeout, lambda: None, self._host, connect_timeout=self._connect_timeout
+            )
+        except paramiko.ChannelException:
+            raise
+        except (paramiko.SSHException, ConnectionFailed):
+            if not self._transport.is_active():
+                raise
+            return CommandConnection(self._commands)
 
 
 class ScpConnection(_FileConnection):
-    """One ``scp`` process that receives all files of a connection, and a backend for all other operations."""
+    """One ``scp`` process that receives all files of a connection, and a connection for all other operations."""
 
     def _open(self) -> None:
         self._sink: paramiko.Channel | None = None
         self._directory: list[str] = []
-        self._files = self._open_backend()
+        self._files = self._open_files()
         try:
             # Start it now: a server that allows no further channel must be known before a file is sent.
             self._start()
-            if isinstance(self._files, CommandBackend):  # it opens its channel with the first command
+            if isinstance(self._files, CommandConnection):  # it opens its channel with the first command
                 self.probe()
         except BaseException:
             self._close_channels()
             raise
 
-    def _run(self, operation: Callable[[Backend], T]) -> T:
+    def _run(self, operation: Callable[[Connection], T]) -> T:
         return operation(self._files)
 
     def verify(self, source: SourceFile, path: str) -> None:
@@ -207,25 +218,16 @@ class ScpConnection(_FileConnection):
         """Return True if the login is usable; an ended ``scp`` process is restarted by the next file."""
         if self._sink is not None and (self._sink.closed or self._sink.eof_received):
             self._stop()
-        return _is_alive(self._files) and bool(self._transport.is_active())
+        return self._files.alive() and bool(self._transport.is_active())
 
     def probe(self) -> None:
         """Request the attributes of the root directory."""
-        if isinstance(self._files, Connection):
-            self._files.probe()
-        else:
-            self._files.is_directory("/")
-
-    def close(self) -> None:
-        """Close the channels and release the login."""
-        self._close_channels()
-        self._hang_up()
+        self._files.probe()
 
     def _close_channels(self) -> None:
         self._stop()
         self._commands.close()
-        if isinstance(self._files, Connection):
-            self._files.close()
+        self._files.close()
 
     def _start(self) -> None:
         with translate_ssh_errors():
@@ -306,41 +308,36 @@ class SingleChannelConnection(_FileConnection):
     """
 
     def _open(self) -> None:
-        self._files: Backend | None = None
+        self._files: Connection | None = None
         try:
             self.probe()
         except BaseException:
-            self._close_channel()
+            self._close_channels()
             raise
 
     def verify(self, source: SourceFile, path: str) -> None:
         """Compare SHA-256 sums."""
-        self._close_channel()
+        self._close_channels()
         self._retry_refused(lambda: self._commands.compare_sha256(source, path))
-        self._close_channel()
+        self._close_channels()
 
     def send(self, source: SourceFile, path: str) -> None:
         """Send the file by the ``scp`` package, which quotes ``path`` for the shell of the server."""
-        self._close_channel()
+        self._close_channels()
         self._retry_refused(lambda: self._put(source, path))
 
     def alive(self) -> bool:
         """Return True if the login is usable."""
-        return (self._files is None or _is_alive(self._files)) and bool(self._transport.is_active())
+        return (self._files is None or self._files.alive()) and bool(self._transport.is_active())
 
     def probe(self) -> None:
         """Request the attributes of the root directory."""
         self.is_directory("/")
 
-    def close(self) -> None:
-        """Close the channel and release the login."""
-        self._close_channel()
-        self._hang_up()
-
-    def _run(self, operation: Callable[[Backend], T]) -> T:
+    def _run(self, operation: Callable[[Connection], T]) -> T:
         def attempt() -> T:
             if self._files is None:
-                self._files = self._open_backend()
+                self._files = self._open_files()
             return operation(self._files)
 
         return self._retry_refused(attempt)
@@ -377,9 +374,9 @@ class SingleChannelConnection(_FileConnection):
             if client.channel is not None:
                 client.channel.close()
 
-    def _close_channel(self) -> None:
+    def _close_channels(self) -> None:
         self._commands.close()
-        if isinstance(self._files, Connection):
+        if self._files is not None:
             self._files.close()
         self._files = None
 
@@ -422,10 +419,6 @@ def _count_common(parts: list[str], others: list[str]) -> int:
             break
         count += 1
     return count
-
-
-def _is_alive(files: Backend) -> bool:
-    return not isinstance(files, Connection) or files.alive()
 
 
 class ScpMover(SshMover):
