@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from trollmoves.config.config_file import Configuration
 from trollmoves.config.kinds import KINDS, READERS, WITHOUT_JOURNAL, detect_kind, section_names
-from trollmoves.config.options import ChainOptions
 from trollmoves.errors import ConfigError, JournalError
 from trollmoves.journal import (
     JOURNAL_SUFFIX,
@@ -56,19 +54,6 @@ class DaemonFiles:
         """The name for people: the configuration file without directories, else the journal."""
         return os.path.basename(self.config or self.journal)
 
-    @property
-    def chains(self) -> Mapping[str, ChainOptions]:
-        """The options of the valid sections."""
-        return self.configuration.sections if self.configuration else {}
-
-
-@dataclass(frozen=True)
-class _Loaded:
-    sections: tuple[str, ...] = ()
-    configuration: Configuration[Any] | None = None
-    problem: str = ""
-    journal: str = field(default="")  # the option
-
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments CONFIG, the option ``-c CONFIG`` with the same effect, and ``--kind``."""
@@ -88,11 +73,7 @@ def daemon_of(config: str, kind: str | None = None, *, needs_journal: bool = Tru
     kind = kind or detect_kind(config)
     if needs_journal and kind in WITHOUT_JOURNAL:
         raise ConfigError(f"it is for {kind}.py, which has no journal: use trollmoves check or explain", file=config)
-    loaded = _load(config, kind)
-    journal = find_journal(loaded.journal, config, kind)
-    url = journal if is_shared(journal) else ""
-    journal = urls.redacted(url) if url else journal
-    return DaemonFiles(kind, config, journal, loaded.sections, loaded.configuration, loaded.problem, url)
+    return _load(config, kind)
 
 
 def selected(arguments: argparse.Namespace, *, need_journals: bool = True) -> list[DaemonFiles]:
@@ -159,16 +140,20 @@ def _daemon_with(journal: str) -> DaemonFiles:
     if kind not in READERS or not os.path.exists(config):
         return DaemonFiles(kind, "", journal, problem=f"{config} does not exist" if config else "")
     try:
-        loaded = _load(config, kind)
+        return _load(config, kind, journal)
     except ConfigError as error:
         return DaemonFiles(kind, config, journal, problem=str(error))
-    return DaemonFiles(kind, config, journal, loaded.sections, loaded.configuration, loaded.problem)
 
 
-def _load(config: str, kind: str) -> _Loaded:
+def _load(config: str, kind: str, journal: str = "") -> DaemonFiles:
+    """Return the files of a daemon; its configuration names the journal if ``journal`` does not."""
+    found, option = None, ""
     names = tuple(section_names(config))
     try:
         found = READERS[kind](config)
+        option, problem = found.process.journal, "; ".join(map(str, found.problems))
     except ConfigError as error:  # the journal of a daemon that does not start is of interest too
-        return _Loaded(names, None, str(error))
-    return _Loaded(names, found, "; ".join(map(str, found.problems)), found.process.journal)
+        problem = str(error)
+    journal = journal or find_journal(option, config, kind)
+    url = journal if is_shared(journal) else ""
+    return DaemonFiles(kind, config, urls.redacted(url) or journal, names, found, problem, url)
