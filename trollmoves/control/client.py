@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import os
 import socket
-import struct
 import time
 from typing import Any
 
 from trollmoves.control.location import address_of, link_path
-from trollmoves.control.server import MAX_REPLY
+from trollmoves.control.server import MAX_REPLY, peer_of
 from trollmoves.errors import TrollmovesError
 
 TIMEOUT = 10.0  # s to wait for a reply
@@ -63,7 +62,7 @@ def request(journal: str, name: str, /, timeout: float = TIMEOUT, **arguments: A
 
 def _check_owner(connection: socket.socket, journal: str) -> None:
     """Raise ControlError if the listening process belongs neither to the owner of the journal nor to root."""
-    _, uid, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    uid = peer_of(connection).uid
     try:
         owner = os.stat(journal).st_uid
     except OSError:

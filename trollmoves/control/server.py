@@ -31,9 +31,8 @@ MODE = 0o600  # permissions of the socket
 
 
 class Peer(NamedTuple):
-    """The process at the other end of a connection, as the kernel names it."""
+    """The user of the process at the other end of a connection, as the kernel names it."""
 
-    pid: int
     uid: int
 
     @property
@@ -156,7 +155,7 @@ class ControlServer:
                 self._stopping.wait(0.1)  # no free descriptor
             return
         opened.setblocking(False)
-        peer = _peer_of(opened)
+        peer = peer_of(opened)
         refusal = ""
         if peer.uid not in (os.geteuid(), 0):
             refusal = f"permission denied: this daemon accepts requests of uid {os.geteuid()} and of root"
@@ -222,11 +221,11 @@ class ControlServer:
         try:
             request = json.loads(line)
         except (ValueError, RecursionError):
-            raise InvalidRequest("a request must be one line of JSON") from None
+            raise TrollmovesError("a request must be one line of JSON") from None
         name = request.get("request") if isinstance(request, dict) else None
         handler = self._handlers.get(name) if isinstance(name, str) else None
         if handler is None:
-            raise InvalidRequest(f"unknown request; known ones: {', '.join(sorted(self._handlers))}")
+            raise TrollmovesError(f"unknown request; known ones: {', '.join(sorted(self._handlers))}")
         return handler(request, peer)
 
     def _close(self, connection: _Connection) -> None:
@@ -236,17 +235,14 @@ class ControlServer:
         connection.socket.close()
 
 
-class InvalidRequest(TrollmovesError):
-    """A request at the control socket is invalid; the text says why."""
-
-
 def _encode(reply: Mapping[str, Any]) -> bytes:
     return json.dumps(reply, default=str).encode() + b"\n"
 
 
-def _peer_of(connection: socket.socket) -> Peer:
-    pid, uid, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-    return Peer(pid, uid)
+def peer_of(connection: socket.socket) -> Peer:
+    """Return the user at the other end of a connection."""
+    _, uid, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    return Peer(uid)
 
 
 def _remove_stale(path: str) -> None:
