@@ -16,7 +16,7 @@ from trollmoves.messaging import payload, sockets
 from trollmoves.messaging.messages import Message
 from trollmoves.move_it_req import RequestClient, UnexpectedReply, check_reachable
 from trollmoves.net.urls import redact_text
-from trollmoves.status.history import Step, history
+from trollmoves.status.history import Step, history, time_of
 from trollmoves.utils.texts import counted, printable
 
 CODES = {"held": CRITICAL, "failed": WARNING, "refused": WARNING}
@@ -72,7 +72,7 @@ def _find(daemons: Iterable[DaemonFiles], name: str) -> tuple[list[Found], list[
 
 
 def _sorted(found: list[Found]) -> list[Found]:
-    return sorted(found, key=lambda item: float("inf") if item[2].time is None else item[2].time)
+    return sorted(found, key=lambda item: time_of(item[2]))
 
 
 def _follow(found: list[Found]) -> tuple[list[Found], list[str]]:

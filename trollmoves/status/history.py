@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,29 +44,29 @@ def history(reader: JournalReader, name: str) -> list[Step]:
 
     At most ``MAX_FOUND`` announcements and as many tasks are searched for, newest first.
     """
-    announced = reader.find_announcements(name, name, MAX_FOUND)
-    steps = [step for row in announced for step in _announced(row)]
+    steps: list[Step] = []
     seen: set[int] = set()
     found: list[TaskRow] = []
-    for row in announced:
+    for row in reader.find_announcements(name, name, MAX_FOUND):
         tasks = reader.tasks_for(row.chain, row.number)
-        steps += [step for task in tasks for step in _steps(task, row.uid)]
+        steps += _announced(row, tasks)
         seen |= {task.id for task in tasks}
     for task in reader.tasks_of_file(name, tuple(_OF_A_NUMBER), MAX_FOUND):
         if task.id not in seen:
             steps += _steps(task, file_of_key(task.kind, task.key))
             found.append(task)
     steps += _receipts(found)
-    return sorted(steps, key=lambda step: float("inf") if step.time is None else step.time)
+    return sorted(steps, key=time_of)
 
 
 def steps_of_announcement(reader: JournalReader, row: AnnouncedRow) -> list[Step]:
     """Return the steps of an announced file, oldest first; only those that the number of the announcement finds."""
-    steps = [
-        *_announced(row),
-        *(step for task in reader.tasks_for(row.chain, row.number) for step in _steps(task, row.uid)),
-    ]
-    return sorted(steps, key=lambda step: float("inf") if step.time is None else step.time)
+    return sorted(_announced(row, reader.tasks_for(row.chain, row.number)), key=time_of)
+
+
+def time_of(step: Step) -> float:
+    """Return the time by which steps are sorted: those that have not happened yet are the last."""
+    return math.inf if step.time is None else step.time
 
 
 def _receipts(tasks: list[TaskRow]) -> Iterator[Step]:
@@ -78,10 +79,12 @@ def _receipts(tasks: list[TaskRow]) -> Iterator[Step]:
             yield Step(task.finished, "receipt published", task.chain, file_of_key(task.kind, task.key))
 
 
-def _announced(row: AnnouncedRow) -> Iterator[Step]:
+def _announced(row: AnnouncedRow, tasks: Iterable[TaskRow]) -> Iterator[Step]:
     if row.mtime:
         yield Step(row.mtime / 1e9, "written", row.chain, row.uid, size=row.size)
     yield Step(row.created, "announced", row.chain, row.uid, number=row.number, size=row.size, text=row.uri)
+    for task in tasks:
+        yield from _steps(task, row.uid)
 
 
 def _steps(task: TaskRow, file: str) -> Iterator[Step]:
@@ -98,14 +101,11 @@ def _push(task: TaskRow, file: str) -> Iterator[Step]:
 
 
 def _transfer(task: TaskRow, file: str) -> Iterator[Step]:
-    event, begin = ("fetched", "received") if task.kind == "fetch" else ("delivered", "received")
-    if task.kind == "relay":
-        event = "relayed"
+    event = {"fetch": "fetched", "relay": "relayed"}.get(task.kind, "delivered")
     source = task.lane.partition(" ")[2] if task.kind in ("fetch", "relay") else ""
     destination = urls.redacted(destination_of(task.kind, task.key, task.destination))
-    yield _step(
-        task, task.created, begin, file, "", source, details={"sources": sources_of(task.body)} if source else {}
-    )
+    details = {"sources": sources_of(task.body)} if source else {}
+    yield _step(task, task.created, "received", file, "", source, details=details)
     yield from _result(task, file, destination, event, task.peer or source)
 
 
