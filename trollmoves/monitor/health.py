@@ -44,7 +44,7 @@ class Health:
         self._missing = missing
         self._journal_problem = ""
         self._origin_problems: Mapping[str, str] = {}
-        self._checks: dict[str, _OriginCheck] = {}  # unfinished ones, by directory
+        self._checks: dict[str, _OriginCheck] = {}  # the last ones, by directory
         self._probes: dict[str, _OriginCheck] = {}  # those of replies, by directory
         self._checking_since = 0.0  # monotonic; 0 between two checks
         self._checked_at = time.monotonic()
@@ -65,26 +65,11 @@ class Health:
         except JournalError as error:
             self._journal_problem = str(error)
         origins = self._origins()
-        checks = [(directory, self._start_check(directory)) for directory in {*origins.values()}]
-        problems = {directory: self._result(directory, check, started + RESPONSE_TIME) for directory, check in checks}
+        checks = {directory: _start_check(self._checks, directory) for directory in {*origins.values()}}
+        problems = {directory: _result(check, started + RESPONSE_TIME) for directory, check in checks.items()}
         self._origin_problems = {chain: text for chain, directory in origins.items() if (text := problems[directory])}
         self._checked_at = time.monotonic()
         self._checking_since = 0.0
-
-    def _start_check(self, directory: str) -> _OriginCheck:
-        """Read a directory on another thread, because a dead mount blocks its reader."""
-        check = self._checks.get(directory)
-        if check is None:
-            check = self._checks[directory] = _OriginCheck(threading.Event(), [])
-            threading.Thread(target=_read, args=(directory, check), name="origin-check", daemon=True).start()
-        return check
-
-    def _result(self, directory: str, check: _OriginCheck, deadline: float) -> str:
-        """Return the problem of a directory, empty if there is none."""
-        if not check.done.wait(max(0.0, deadline - time.monotonic())):
-            return "does not respond"
-        del self._checks[directory]
-        return "".join(check.result)
 
     def _origin_problem(self, chain: str) -> str:
         """Return the present problem of an origin; that of the last check if it does not respond in PROBE_TIME."""
@@ -94,8 +79,7 @@ class Health:
             return known
         probe = self._probes.get(directory)
         if probe is None or probe.done.is_set():
-            probe = self._probes[directory] = _OriginCheck(threading.Event(), [])
-            threading.Thread(target=_read, args=(directory, probe), name="origin-probe", daemon=True).start()
+            probe = _start_check(self._probes, directory)
             probe.done.wait(PROBE_TIME)
         return "".join(probe.result) if probe.done.is_set() else known
 
@@ -151,6 +135,22 @@ def _counts(lanes: Iterable[LaneState]) -> dict[str, int]:
         "failing": sum(lane.failing for lane in states),
         "held": sum(lane.held for lane in states),
     }
+
+
+def _start_check(checks: dict[str, _OriginCheck], directory: str) -> _OriginCheck:
+    """Return a check that is not finished: it reads on another thread, because a dead mount blocks its reader."""
+    check = checks.get(directory)
+    if check is None or check.done.is_set():
+        check = checks[directory] = _OriginCheck(threading.Event(), [])
+        threading.Thread(target=_read, args=(directory, check), name="origin-check", daemon=True).start()
+    return check
+
+
+def _result(check: _OriginCheck, deadline: float) -> str:
+    """Return the problem of a directory, empty if there is none."""
+    if not check.done.wait(max(0.0, deadline - time.monotonic())):
+        return "does not respond"
+    return "".join(check.result)
 
 
 def _read(directory: str, check: _OriginCheck) -> None:
