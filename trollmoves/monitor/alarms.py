@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from trollmoves.config.options import ChainOptions
@@ -91,7 +91,7 @@ class Alarms:
         changes = []
         for key, alarm in found.items():
             if key in self._active:
-                self._active[key] = _with_start(alarm, self._active[key].since)
+                self._active[key] = replace(alarm, since=self._active[key].since)
             else:
                 self._active[key] = alarm
                 logger.warning("[%s] alarm %s: %s", alarm.chain, alarm.name, alarm.text)
@@ -119,10 +119,6 @@ class Alarms:
         if options.max_failed is not None and state.failed > options.max_failed:
             text = f"{counted(state.failed, 'failed file')}; the limit is {options.max_failed}"
             yield Alarm(name, MAX_FAILED, now, state.failed, options.max_failed, text)
-
-
-def _with_start(alarm: Alarm, since: float) -> Alarm:
-    return Alarm(alarm.chain, alarm.name, since, alarm.value, alarm.limit, alarm.text)
 
 
 def _local(seconds: float) -> str:
