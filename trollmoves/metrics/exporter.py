@@ -83,7 +83,7 @@ class _DaemonCollector(Collector):
         yield self._gauge("journal_bytes", "Size of the files of the journal.", (), [((), state.journal_size)])
         yield self._gauge("journal_up", "1 if the journal can be read.", (), [((), state.journal_readable)])
         dropped = "Log lines that were dropped, because the log was not written fast enough."
-        yield self._counter("log_lines_dropped", dropped, (), [((), state.log_lines_dropped)])
+        yield self._counter("log_lines_dropped", dropped, (), [((), self._reader.lines_dropped())])
 
     def _counters(self) -> Iterator[Metric]:
         counters = self._reader.counters
@@ -134,12 +134,15 @@ class _DaemonCollector(Collector):
         text = "When the chain announced, received or delivered its last file; 0 if none is known."
         yield self._gauge("last_file_timestamp_seconds", text, ("chain", "event"), state.last.items())
         text = "1 if the provider or publisher is connected."
-        yield self._gauge("provider_up", text, ("chain", "provider"), state.providers.items())
+        up = [
+            ((chain, address), is_up) for chain, states in self._reader.providers() for address, is_up in states.items()
+        ]
+        yield self._gauge("provider_up", text, ("chain", "provider"), up)
         text = "Announcements that were missed, and requested from their source."
-        rows: Rows = [((chain,), count) for chain, count in state.replayed.items()]
+        rows: Rows = [((chain,), count) for chain, count in self._reader.replayed().items()]
         yield self._counter("replayed_announcements", text, ("chain",), rows)
         text = "1 while the alarm of this option is active."
-        yield self._gauge("alarm", text, ("chain", "alarm"), state.alarms.items())
+        yield self._gauge("alarm", text, ("chain", "alarm"), self._reader.alarms().items())
 
     def _gauge(self, name: str, text: str, labels: tuple[str, ...], rows: Rows) -> Metric:
         family = GaugeMetricFamily(f"trollmoves_{name}", text, labels=(*self._names, *labels))

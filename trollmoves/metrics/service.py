@@ -33,10 +33,11 @@ PATHS = ("/", "/metrics")
 class MetricsService:
     """The thread that serves and writes metrics. A failure of it is logged, and never concerns the transfers."""
 
+    _exporter: Exporter  # from the start
+
     def __init__(self, options: ProcessOptions, counters: FileCounters) -> None:
         self.counters = counters
         self._options = options
-        self._exporter: Exporter | None = None
         self._throttle = LogThrottle(burst=1, pause=3600.0)
         self._connections = 0
         self._stopping = asyncio.Event()
@@ -137,17 +138,12 @@ class MetricsService:
         if rest.partition(" ")[0].partition("?")[0] not in PATHS:
             return _message("404 Not Found", "text/plain", b"metrics are at /metrics\n")
         accept = next((line.partition(":")[2] for line in headers if line.lower().startswith("accept:")), "")
-        content_type, page = self._page(accept)
+        content_type, page = self._exporter.page(accept.strip())
         reply = _message("200 OK", content_type, page)
         return reply if method == "GET" else reply[: -len(page)]
 
-    def _page(self, accept: str) -> tuple[str, bytes]:
-        assert self._exporter  # noqa: S101  (for the type checker)
-        return self._exporter.page(accept.strip())
-
     def _write(self, path: str) -> None:
         """Replace the file, so that a reader never sees an incomplete one."""
-        assert self._exporter  # noqa: S101  (for the type checker)
         partial = f"{path}.{os.getpid()}.tmp"
         try:
             with open(partial, "wb") as file:

@@ -35,17 +35,13 @@ class EndpointState:
 
 @dataclass(frozen=True, slots=True)
 class DaemonState:
-    """One reading of the state. ``journal_readable`` False: the tasks that wait and those that failed are missing."""
+    """Tasks and files. ``journal_readable`` False: the tasks that wait and those that failed are missing."""
 
     journal_readable: bool
     journal_size: int  # bytes
     endpoints: Mapping[tuple[str, str, str], EndpointState]  # by chain, kind, endpoint
     failed: Mapping[tuple[str, str], int]  # tasks by chain and kind
     last: Mapping[tuple[str, str], float]  # s since the epoch, by chain and event; 0 if no file is known
-    providers: Mapping[tuple[str, str], bool]  # by chain and address; True while it is connected
-    replayed: Mapping[str, int]  # announcements that were missed and requested, by chain
-    alarms: Mapping[tuple[str, str], bool]  # by chain and option; True while it is active
-    log_lines_dropped: int
 
 
 @dataclass(slots=True)
@@ -70,7 +66,7 @@ class DaemonReader:
     _earlier: Mapping[tuple[str, str], float] | None = field(default=None, init=False)  # of earlier processes
 
     def read(self) -> DaemonState:
-        """Return the state now."""
+        """Return the tasks and the files now."""
         found = self._statistics()
         statistics = found or JournalStatistics((), {})
         return DaemonState(
@@ -79,10 +75,6 @@ class DaemonReader:
             self._endpoints(statistics),
             {key: count for key, count in statistics.failed.items() if count},
             self._last_times(),
-            {(chain, address): up for chain, states in self.providers() for address, up in states.items()},
-            self.replayed(),
-            self.alarms(),
-            self.lines_dropped(),
         )
 
     def _statistics(self) -> JournalStatistics | None:
