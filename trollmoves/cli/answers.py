@@ -9,7 +9,7 @@ import shutil
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TextIO
+from typing import Any
 
 from trollmoves.utils.texts import printable
 
@@ -47,21 +47,15 @@ def show(answer: Answer, arguments: argparse.Namespace) -> int:
         facts = {"status": NAMES[answer.code], "code": answer.code, "verdict": answer.verdict, **answer.facts}
         write(json.dumps(facts, indent=2, default=str))
     else:
-        write("\n".join([verdict_line(answer), *answer.lines]))
+        verdict = f"{coloured(NAMES[answer.code].upper(), answer.code)}: {printable(answer.verdict)}"
+        write("\n".join([verdict, *answer.lines]))
     return answer.code
 
 
-def verdict_line(answer: Answer) -> str:
-    """Return the first line of an answer, in colour on a terminal."""
-    return f"{coloured(NAMES[answer.code].upper(), answer.code)}: {printable(answer.verdict)}"
-
-
-def write(text: str, stream: TextIO | None = None) -> None:
+def write(text: str) -> None:
     """Print a text and a line end; characters that the encoding of the terminal lacks are escaped."""
-    stream = stream or sys.stdout
-    encoding = stream.encoding or "utf-8"
-    stream.write(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
-    stream.flush()
+    encoding = sys.stdout.encoding or "utf-8"
+    print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)  # noqa: T201
 
 
 def coloured(text: str, code: int) -> str:
