@@ -106,14 +106,10 @@ class Site:
     def refresh(self) -> None:
         """Look at all daemons now."""
         now = time.time()
-        daemons = self._collect()
-        answer = status.status_of(daemons)
-        texts = {
-            "state": {"verdict": answer.verdict, "status": NAMES[answer.code], "daemons": daemons},
-            "warnings": self.warnings(),
-        }
+        state = self.state()
+        texts: dict[str, Any] = {"state": state, "warnings": self.warnings()}
         if now - self._sampled >= SAMPLE_INTERVAL:
-            self._sample(daemons, now)
+            self._sample(state["daemons"], now)
             texts["rates"] = {name: list(values) for name, values in self._rates.items()}
         if now - self._timed >= TIMELINE_INTERVAL:
             self._timed = now
