@@ -48,8 +48,7 @@ from trollmoves.spool import SUFFIX as SPOOL_SUFFIX
 from trollmoves.spool import Spool
 from trollmoves.standby import Standby, find_holder, open_when_reachable
 from trollmoves.status import model
-from trollmoves.status.sections import sections_of
-from trollmoves.status.snapshot import Live, snapshot
+from trollmoves.status.snapshot import Live, sections_of, snapshot
 from trollmoves.utils import logs
 from trollmoves.utils.log_writer import LogWriter
 from trollmoves.utils.process_limits import raise_fd_limit, use_processors

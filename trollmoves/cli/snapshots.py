@@ -10,8 +10,7 @@ from trollmoves.control import client
 from trollmoves.control.client import ControlError, NotRunning
 from trollmoves.journal import open_reader, running_pid
 from trollmoves.status import model
-from trollmoves.status.sections import sections_of
-from trollmoves.status.snapshot import snapshot
+from trollmoves.status.snapshot import sections_of, snapshot
 
 
 def snapshot_of(files: DaemonFiles) -> dict[str, Any]:

@@ -1,20 +1,16 @@
-"""Builds the snapshot of one daemon from its journal, and from its process if that runs."""
+"""Builds the snapshot of one daemon from its sections, its journal, and its process if that runs."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from typing import Any
 
+from trollmoves.config.config_file import Configuration
+from trollmoves.config.options import ChainOptions, ClientOptions
 from trollmoves.errors import JournalError
-from trollmoves.journal import (
-    FailureRow,
-    FinishedRow,
-    JournalReader,
-    LaneRow,
-    WaitingRow,
-)
+from trollmoves.journal import FailureRow, FinishedRow, JournalReader, LaneRow, WaitingRow
 from trollmoves.net import urls
 from trollmoves.scheduler.kinds import kind_of_lane
 from trollmoves.scheduler.pauses import Pauses
@@ -41,6 +37,21 @@ class Section:
     providers: tuple[str, ...] = ()
     expect_every: float = 0.0  # s; 0 without a limit
     max_age: float = 0.0  # s; 0 without a limit
+
+
+def sections_of(configuration: Configuration[Any] | None, names: Iterable[str], problem: str = "") -> list[Section]:
+    """Return the sections with these names; ``problem`` is the reason if the whole file is invalid."""
+    valid = configuration.sections if configuration else {}
+    broken = configuration.broken if configuration else {}
+    return [
+        _section(valid[name]) if name in valid else Section(name, str(broken.get(name, problem or "not valid")))
+        for name in names
+    ]
+
+
+def _section(options: ChainOptions) -> Section:
+    addresses = [one.address for one in options.providers] if isinstance(options, ClientOptions) else []
+    return Section(options.name, "", tuple(dict.fromkeys(addresses)), options.expect_every, options.max_age)
 
 
 @dataclass(frozen=True)
@@ -227,13 +238,12 @@ class _Builder:
     def _traffic(self, rows: Sequence[FinishedRow]) -> Traffic:
         size = sum(row.size or 0 for row in rows)
         latencies = sorted(max(0.0, row.finished - row.appeared) for row in rows)
-        rate = partial(lambda number, window: round(number / window, 3), window=self._window)
         return Traffic(
             self._window,
-            len(rows),
-            size,
-            rate(len(rows)),
-            rate(size),
-            quantile(latencies, 0.5),
-            quantile(latencies, 0.99),
+            files=len(rows),
+            bytes=size,
+            files_per_second=round(len(rows) / self._window, 3),
+            bytes_per_second=round(size / self._window, 3),
+            latency_p50=quantile(latencies, 0.5),
+            latency_p99=quantile(latencies, 0.99),
         )
