@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import socket
+import struct
 import time
 from typing import Any
 
 from trollmoves.control.location import address_of, link_path
-from trollmoves.control.server import MAX_REPLY, peer_of
 from trollmoves.errors import TrollmovesError
 
+MAX_REPLY = 32_000_000  # bytes of a reply
 TIMEOUT = 10.0  # s to wait for a reply
 
 
@@ -60,9 +61,15 @@ def request(journal: str, name: str, /, timeout: float = TIMEOUT, **arguments: A
     return dict(reply["reply"])
 
 
+def uid_of(connection: socket.socket) -> int:
+    """Return the user of the process at the other end of a connection."""
+    _, uid, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    return int(uid)
+
+
 def _check_owner(connection: socket.socket, journal: str) -> None:
     """Raise ControlError if the listening process belongs neither to the owner of the journal nor to root."""
-    uid = peer_of(connection).uid
+    uid = uid_of(connection)
     try:
         owner = os.stat(journal).st_uid
     except OSError:

@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import os
 import pwd
-import selectors
 import socket
 import stat
-import struct
 import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from trollmoves.control.client import MAX_REPLY, uid_of
 from trollmoves.control.location import address_of, link_path, socket_path
 from trollmoves.errors import TrollmovesError
 
 logger = logging.getLogger(__name__)
 
 MAX_REQUEST = 65_536  # bytes of a request
-MAX_REPLY = 32_000_000  # bytes of a reply
 MAX_CONNECTIONS = 16
 TIMEOUT = 30.0  # s for a complete request, and for reading its reply
 MAX_REST = 1.0  # s; upper limit of the rest after a request
@@ -47,15 +45,6 @@ class Peer(NamedTuple):
 Handler = Callable[[Mapping[str, Any], Peer], Mapping[str, Any]]
 
 
-@dataclass(slots=True, eq=False)
-class _Connection:
-    socket: socket.socket
-    peer: Peer
-    deadline: float  # monotonic
-    received: bytearray = field(default_factory=bytearray)
-    unsent: memoryview = field(default_factory=lambda: memoryview(b""))
-
-
 class ControlServer:
     """The control socket of one daemon, with one thread.
 
@@ -69,37 +58,29 @@ class ControlServer:
         self._path = socket_path(journal)
         self._link = link_path(journal)
         self._handlers = handlers
-        self._selector = selectors.DefaultSelector()
-        self._connections: set[_Connection] = set()
-        self._listener: socket.socket | None = None
-        self._stopping = threading.Event()
-        self._wakeup = -1
-        self._thread: threading.Thread | None = None
+        self._connections = 0
+        self._turn = asyncio.Lock()  # of the connection whose request runs
+        self._stopping = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     def start(self) -> None:
         """Listen. If that is not possible, log a warning: the daemon also works without the socket."""
         try:
-            self._listener = self._listen()
+            listener = self._listen()
         except OSError as error:
             logger.warning("no control socket at %s: %s; commands cannot reach this process", self._path, error)
             return
-        self._wakeup = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._selector.register(self._listener, selectors.EVENT_READ)
-        self._selector.register(self._wakeup, selectors.EVENT_READ)
-        self._thread = threading.Thread(target=self._loop, name="control", daemon=True)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, args=(self._loop, listener), name="control", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
         """Close the socket and its connections, and remove it; wait at most a second for a running request."""
-        thread, self._thread = self._thread, None
-        if thread is None or self._listener is None:
+        loop, self._loop = self._loop, None
+        if loop is None:
             return
-        self._stopping.set()
-        os.eventfd_write(self._wakeup, 1)
-        thread.join(MAX_REST)
-        self._listener.close()
-        if not thread.is_alive():
-            os.close(self._wakeup)
+        loop.call_soon_threadsafe(self._stopping.set)
+        self._thread.join(MAX_REST)
         for path in {self._path, self._link}:
             with suppress(OSError):
                 os.unlink(path)
@@ -122,90 +103,51 @@ class ControlServer:
 
     # -- the thread
 
-    def _loop(self) -> None:
-        while not self._stopping.is_set():
-            try:
-                self._round()
-            except Exception:  # an error in one connection must not end the thread
-                logger.exception("unexpected error at the control socket, continuing in %.0f s", MAX_REST)
-                self._stopping.wait(MAX_REST)
-        for connection in list(self._connections):
-            self._close(connection)
-        self._selector.close()
+    def _run(self, loop: asyncio.AbstractEventLoop, listener: socket.socket) -> None:
+        with asyncio.Runner(loop_factory=lambda: loop) as runner:  # its end also ends the connections
+            runner.run(self._serve(listener))
 
-    def _round(self) -> None:
-        now = time.monotonic()
-        due = min((c.deadline for c in self._connections), default=None)
-        for key, _ in self._selector.select(None if due is None else max(0.0, due - now)):
-            if key.fileobj is self._listener:
-                self._accept()
-            elif isinstance(key.data, _Connection):
-                self._serve(key.data)
-        now = time.monotonic()
-        for connection in [c for c in self._connections if c.deadline <= now]:
-            self._close(connection)
+    async def _serve(self, listener: socket.socket) -> None:
+        server = await asyncio.start_server(self._accept, sock=listener, backlog=MAX_CONNECTIONS, limit=MAX_REQUEST)
+        await self._stopping.wait()
+        server.close()
 
-    def _accept(self) -> None:
-        assert self._listener is not None  # noqa: S101  (for the type checker)
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        peer = Peer(uid_of(writer.get_extra_info("socket")))
+        self._connections += 1
         try:
-            opened, _ = self._listener.accept()
-        except OSError as error:
-            if not isinstance(error, BlockingIOError):
-                logger.debug("cannot accept a connection to the control socket: %s", error)
-                self._stopping.wait(0.1)  # no free descriptor
-            return
-        opened.setblocking(False)
-        peer = peer_of(opened)
-        refusal = ""
+            if refusal := self._refusal(peer):
+                writer.write(_encode({"error": refusal}))
+            else:
+                await self._reply_all(reader, writer, peer)
+        except asyncio.LimitOverrunError:
+            writer.write(_encode({"error": f"a request must not exceed {MAX_REQUEST} bytes"}))
+        except (OSError, asyncio.IncompleteReadError):
+            pass  # the command ended, or was silent for too long
+        finally:
+            self._connections -= 1
+            writer.transport.abort()
+
+    def _refusal(self, peer: Peer) -> str:
+        """Return why a new connection is rejected, an empty string if it is not."""
         if peer.uid not in (os.geteuid(), 0):
-            refusal = f"permission denied: this daemon accepts requests of uid {os.geteuid()} and of root"
             logger.warning("rejected %s (uid %d) at the control socket", peer.name, peer.uid)
-        elif len(self._connections) >= MAX_CONNECTIONS:
-            refusal = f"too many connections: at most {MAX_CONNECTIONS}; try again later"
-        if refusal:
-            with suppress(OSError):
-                opened.send(_encode({"error": refusal}))
-            opened.close()
-            return
-        connection = _Connection(opened, peer, time.monotonic() + TIMEOUT)
-        self._connections.add(connection)
-        self._selector.register(opened, selectors.EVENT_READ, connection)
+            return f"permission denied: this daemon accepts requests of uid {os.geteuid()} and of root"
+        if self._connections > MAX_CONNECTIONS:
+            return f"too many connections: at most {MAX_CONNECTIONS}; try again later"
+        return ""
 
-    def _serve(self, connection: _Connection) -> None:
-        try:
-            if connection.unsent:
-                connection.unsent = connection.unsent[connection.socket.send(connection.unsent) :]
-            elif not self._receive(connection):
-                self._close(connection)
-                return
-            self._reply_next(connection)
-        except BlockingIOError:
-            pass
-        except OSError:
-            self._close(connection)
-
-    def _receive(self, connection: _Connection) -> bool:
-        """Read available bytes; return False at the end of the connection, or if the request is too long."""
-        data = connection.socket.recv(MAX_REQUEST)
-        connection.received += data
-        if len(connection.received) <= MAX_REQUEST or b"\n" in connection.received[:MAX_REQUEST]:
-            return bool(data)
-        with suppress(OSError):
-            connection.socket.send(_encode({"error": f"a request must not exceed {MAX_REQUEST} bytes"}))
-        return False
-
-    def _reply_next(self, connection: _Connection) -> None:
-        """Reply to the next complete request; the other ones wait until the reply was read."""
-        line, newline, rest = connection.received.partition(b"\n")
-        if not connection.unsent and newline:
-            connection.received = rest
-            started = time.monotonic()
-            connection.unsent = memoryview(self._reply(bytes(line), connection.peer))
-            self._stopping.wait(min(MAX_REST, time.monotonic() - started))
-            connection.deadline = time.monotonic() + TIMEOUT
-        self._selector.modify(
-            connection.socket, selectors.EVENT_WRITE if connection.unsent else selectors.EVENT_READ, connection
-        )
+    async def _reply_all(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, peer: Peer) -> None:
+        """Reply to the requests of a connection, to each one after the reply to the last one was read."""
+        writer.transport.set_write_buffer_limits(0)  # ``drain`` waits until all is sent
+        while True:
+            async with asyncio.timeout(TIMEOUT):
+                await writer.drain()
+                line = await reader.readuntil()
+            async with self._turn:
+                started = time.monotonic()
+                writer.write(self._reply(line, peer))
+                await asyncio.sleep(min(MAX_REST, time.monotonic() - started))
 
     def _reply(self, line: bytes, peer: Peer) -> bytes:
         try:
@@ -228,21 +170,9 @@ class ControlServer:
             raise TrollmovesError(f"unknown request; known ones: {', '.join(sorted(self._handlers))}")
         return handler(request, peer)
 
-    def _close(self, connection: _Connection) -> None:
-        self._connections.discard(connection)
-        with suppress(KeyError):
-            self._selector.unregister(connection.socket)
-        connection.socket.close()
-
 
 def _encode(reply: Mapping[str, Any]) -> bytes:
     return json.dumps(reply, default=str).encode() + b"\n"
-
-
-def peer_of(connection: socket.socket) -> Peer:
-    """Return the user at the other end of a connection."""
-    _, uid, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-    return Peer(uid)
 
 
 def _remove_stale(path: str) -> None:

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 from trollmoves.control import client
-from trollmoves.control.client import ControlError, NotRunning
+from trollmoves.control.client import MAX_REPLY, ControlError, NotRunning
 from trollmoves.control.location import address_of, link_path, socket_path
-from trollmoves.control.server import MAX_CONNECTIONS, MAX_REPLY, MAX_REQUEST, ControlServer, Peer
+from trollmoves.control.server import MAX_CONNECTIONS, MAX_REQUEST, ControlServer, Peer
 from trollmoves.errors import TrollmovesError
 from trollmoves.tests.helpers.daemons import DaemonPair, Process, Testbed
 from trollmoves.tests.helpers.waiting import until
@@ -35,7 +35,7 @@ def broken(request: Mapping[str, Any], peer: Peer) -> Mapping[str, Any]:
 
 def refuse(request: Mapping[str, Any], peer: Peer) -> Mapping[str, Any]:
     """Fail with a reason."""
-    raise TrollmovesError(f"{peer.pid} may not do {request['request']}")
+    raise TrollmovesError(f"{peer.uid} may not do {request['request']}")
 
 
 def large(request: Mapping[str, Any], peer: Peer) -> Mapping[str, Any]:
@@ -81,7 +81,7 @@ def test_request(journal: str) -> None:
     assert reply["request"] == {"request": "echo", "file": "a\nb\udce4", "count": [1]}
     assert reply["uid"] == os.geteuid()
     assert client.request(journal, "large", size=MAX_REPLY // 2)["text"] == "x" * (MAX_REPLY // 2)
-    with pytest.raises(ControlError, match=f"{os.getpid()} may not do refuse"):
+    with pytest.raises(ControlError, match=f"{os.geteuid()} may not do refuse"):
         client.request(journal, "refuse")
 
 
