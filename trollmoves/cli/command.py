@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from typing import NoReturn, Protocol
+from typing import NoReturn
 
 from trollmoves import __version__
 from trollmoves.cli import actions, check, completion, explain, health, history, journal, lists, logs, status, units
@@ -20,17 +20,6 @@ Most subcommands read the journal, also while the daemon is down. Only pause, re
 change something: a running daemon carries them out immediately, a stopped one at its next start."""
 
 
-class Subcommand(Protocol):
-    """A module of a subcommand (or of several): the only interface to this frame.
-
-    ``add_parser`` adds the parsers, each with ``set_defaults(run=...)``: a function that gets the arguments and returns
-    an exit code. It may raise TrollmovesError, which is printed in one line, with the exit code 3.
-    """
-
-    def add_parser(self, subparsers: argparse._SubParsersAction[Parser]) -> None:
-        """Add the parsers of the subcommands."""
-
-
 class Parser(argparse.ArgumentParser):
     """A parser that exits with the code 3, unknown, for invalid arguments."""
 
@@ -40,8 +29,10 @@ class Parser(argparse.ArgumentParser):
         self.exit(UNKNOWN, f"{self.prog}: {message}\n")
 
 
-# Modules, in the order of the help.
-SUBCOMMANDS: Sequence[Subcommand] = (
+# Modules in the order of the help. The function ``add_parser`` of each adds the parsers of its subcommands, each with
+# ``set_defaults(run=...)``: a function that gets the arguments and returns an exit code. It may raise TrollmovesError,
+# which is printed in one line, with the exit code 3.
+SUBCOMMANDS = (
     *(status, lists, history, explain, check, health, journal, logs),
     *(actions, web, units, completion),
 )
