@@ -54,6 +54,15 @@ class RecordedPublisher:
 
         until(look, seconds, f"{count} subscriptions")
 
+    def wait_until_unsubscribed(self) -> None:
+        """Wait until there is no subscription."""
+
+        def has_none() -> bool:
+            self.wait_for_subscribers(0)
+            return not self.subscribed
+
+        until(has_none, 20, "the subscriptions have ended")
+
     def wait_for_topics(self, topics: Iterable[str], seconds: float = 20) -> None:
         """Wait until each of these topics has a subscriber."""
 
@@ -135,12 +144,8 @@ class DispatcherTestbed:
 
     def restart(self) -> None:
         """Restart it after its end, and wait until it is subscribed."""
-        until(self._is_unsubscribed, 20, "its subscription has ended")
+        self.publisher.wait_until_unsubscribed()
         self.start()
-
-    def _is_unsubscribed(self) -> bool:
-        self.publisher.wait_for_subscribers(0)
-        return not self.publisher.subscribed
 
     def reconfigure(self, targets: Mapping[str, Any]) -> None:
         """Replace its configuration, and wait until it is applied."""

@@ -87,12 +87,8 @@ class FetchTestbed:
 
     def restart(self) -> None:
         """Start it again after its end, and wait as ``start``."""
-        until(self._is_left, 20, "its subscription has ended")
+        self.publisher.wait_until_unsubscribed()
         self.start()
-
-    def _is_left(self) -> bool:
-        self.publisher.wait_for_subscribers(0)
-        return not self.publisher.subscribed
 
     def fetched(self, count: int = 1, seconds: float = 20) -> list[ReceivedMessage]:
         """Wait for at least ``count`` published messages; return all of them."""

@@ -82,7 +82,7 @@ def test_a_dispatcher(testbed: Testbed, engine: Postgresql, fleet: str) -> None:
     names += publish("away")
     wait_until_kept(testbed, names[COUNT:])
     daemon.kill()
-    until(dispatcher._is_unsubscribed, 20, "its subscription has ended")
+    dispatcher.publisher.wait_until_unsubscribed()
     daemon.start(wait=False)
     publisher.wait_for_topics([TOPIC])
     names += publish("started")
