@@ -19,7 +19,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Protocol, Self, TypeVar
 
 from trollmoves.journal import UNFLUSHED_SECONDS
@@ -185,9 +184,7 @@ class Testbed:
     def __enter__(self) -> Testbed:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._ending.close()
 
     def port(self) -> int:
@@ -324,13 +321,17 @@ def server_section(origin: Path, request_port: int, **options: object) -> dict[s
     }
 
 
+def _providers(servers: int | Sequence[int]) -> str:
+    ports = [servers] if isinstance(servers, int) else servers
+    return " ".join(f"{HOST}:{port}" for port in ports)
+
+
 def client_section(
     servers: int | Sequence[int], destination: object, publish_port: int, **options: object
 ) -> dict[str, object]:
     """Return a client's section that subscribes to local servers by their publish ports."""
-    ports = [servers] if isinstance(servers, int) else servers
     return {
-        "providers": " ".join(f"{HOST}:{port}" for port in ports),
+        "providers": _providers(servers),
         "destination": destination,
         "topic": TOPIC,
         "publish_port": publish_port,
@@ -343,9 +344,8 @@ def mirror_section(
     servers: int | Sequence[int], destination: object, request_port: int, **options: object
 ) -> dict[str, object]:
     """Return a mirror's section that subscribes to local servers by their publish ports, with a separate topic."""
-    ports = [servers] if isinstance(servers, int) else servers
     return {
-        "providers": " ".join(f"{HOST}:{port}" for port in ports),
+        "providers": _providers(servers),
         "destination": destination,
         "client_topic": TOPIC,
         "topic": MIRROR_TOPIC,
