@@ -29,13 +29,10 @@ def pump(port: int, texts: Iterator[bytes], connections: int = 1) -> None:
         line.setsockopt(zmq.SNDHWM, PIPELINE)
         line.connect(f"tcp://{FLOODER}:0;{HERE}:{port}")
         lines.append(line)
-    sent = 0
     while True:
         for line in lines:
             with suppress(zmq.Again):
                 line.send_multipart([b"", next(texts)], zmq.NOBLOCK)
-                sent += 1
-                continue
         if not any(int(line.get(zmq.EVENTS)) & zmq.POLLOUT for line in lines):
             time.sleep(0.001)
 

@@ -12,7 +12,6 @@ from collections import deque
 from collections.abc import Sequence
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
-from types import TracebackType
 
 from trollmoves.tests.helpers.waiting import TIMEOUT_FACTOR, until
 
@@ -101,9 +100,7 @@ class ServerProcess:
         self.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Stop."""
         self.stop()
 

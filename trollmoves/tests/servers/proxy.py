@@ -8,7 +8,6 @@ import struct
 import threading
 import time
 from collections import Counter
-from types import TracebackType
 
 from trollmoves.tests.servers.process import HOST, PROXY_HOST
 
@@ -41,9 +40,7 @@ class Proxy:
         self.listen()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """End all connections."""
         self.refuse()
         self.heal()

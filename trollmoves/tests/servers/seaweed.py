@@ -96,9 +96,7 @@ class Seaweed(ServerProcess):
         s3 = client(self.port)
         try:
             s3.create_bucket(Bucket=BUCKET)
-        except s3.exceptions.BucketAlreadyExists:
-            pass
-        except s3.exceptions.BucketAlreadyOwnedByYou:
+        except (s3.exceptions.BucketAlreadyExists, s3.exceptions.BucketAlreadyOwnedByYou):
             pass
         except (botocore.exceptions.ClientError, botocore.exceptions.HTTPClientError):
             return False
