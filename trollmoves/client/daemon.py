@@ -64,7 +64,7 @@ class ClientChain(Chain):
             runtime.journal,
             peers,
             options.processing_delay,
-            self._acknowledge,
+            lambda source, announcement: self._fetcher.acknowledge(source, announcement),
             repeat_after=options.repeat_after,
             target=options.destination,
         )
@@ -83,17 +83,7 @@ class ClientChain(Chain):
             publish=self._receipts.publish,
             delay=self._publisher.grace,
         )
-        self._receiver = AnnouncementReceiver(
-            options,
-            options.topic,
-            runtime.journal,
-            runtime.scheduler,
-            self._requester,
-            fetches,
-            peers,
-            fleets,
-            runtime.spool,
-        )
+        self._receiver = AnnouncementReceiver(options, runtime, self._requester, fetches, peers, fleets)
 
     def start(self) -> None:
         """Start to receive announcements and to fetch files."""
@@ -124,9 +114,6 @@ class ClientChain(Chain):
         """The number of announcements that the chain had missed and requested since its start."""
         return self._receiver.replayed
 
-    def _acknowledge(self, source: str, announcement: str) -> None:
-        self._fetcher.acknowledge(source, announcement)
-
     def _publish_pushes(self, attempts: Sequence[FetchAttempt]) -> None:
         """Publish that files of one destination are requested."""
         added: dict[str, Any] = {"destination": urls.without_login(attempts[0].destination)}
@@ -150,7 +137,7 @@ class Client(Daemon[ClientOptions]):
 
     def keep_messages(self, found: Configuration[ClientOptions], spool: Spool) -> Sequence[Receiver]:
         """Return a subscriber for each chain with valid addresses."""
-        return keeping_subscribers(((options, options.topic) for options in found.sections.values()), spool)
+        return keeping_subscribers(found.sections.values(), spool)
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -100,17 +100,7 @@ class MirrorChain(ProviderChain):
             on_delivered=self._on_fetched,
             on_failed=self._on_fetch_failed,
         )
-        self._receiver = AnnouncementReceiver(
-            options,
-            _topic(options),
-            runtime.journal,
-            runtime.scheduler,
-            self._requester,
-            self._relays,
-            peers,
-            fleets,
-            runtime.spool,
-        )
+        self._receiver = AnnouncementReceiver(options, runtime, self._requester, self._relays, peers, fleets)
 
     def start(self) -> None:
         """Start serving requests, then fetching and relaying, then receiving announcements."""
@@ -233,12 +223,7 @@ class Mirror(ProviderDaemon[MirrorOptions]):
 
     def keep_messages(self, found: Configuration[MirrorOptions], spool: Spool) -> Sequence[Receiver]:
         """Return a subscriber for each chain with valid addresses."""
-        return keeping_subscribers(((options, _topic(options)) for options in found.sections.values()), spool)
-
-
-def _topic(options: MirrorOptions) -> str:
-    """Return the subscribed subject prefix."""
-    return options.client_topic or options.topic
+        return keeping_subscribers(found.sections.values(), spool)
 
 
 def make_parser() -> ArgumentParser:

@@ -14,9 +14,10 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
-from trollmoves.config.options import ClientOptions
+from trollmoves.chains import Runtime
+from trollmoves.config.options import ClientOptions, MirrorOptions
 from trollmoves.errors import MessageError, StartError
-from trollmoves.journal import BACKLOG, DONE, FRESH, Journal, SourcePosition, Task
+from trollmoves.journal import BACKLOG, DONE, FRESH, SourcePosition, Task
 from trollmoves.messaging import payload, sockets
 from trollmoves.messaging.messages import Message
 from trollmoves.messaging.requester import Requester
@@ -26,7 +27,6 @@ from trollmoves.receiver.fleet_addresses import FleetAddresses
 from trollmoves.receiver.legacy_servers import LegacyServers
 from trollmoves.receiver.peers import Peers
 from trollmoves.receiver.replay import ReplayClient
-from trollmoves.scheduler.scheduler import Scheduler
 from trollmoves.spool import Spool, SpoolQueue
 
 logger = logging.getLogger(__name__)
@@ -42,33 +42,26 @@ class AnnouncementReceiver:
     def __init__(
         self,
         options: ClientOptions,
-        topic: str,
-        journal: Journal,
-        scheduler: Scheduler,
+        runtime: Runtime,
         requester: Requester,
         fetches: FetchTasks,
         peers: Peers,
         fleets: FleetAddresses,
-        spool: Spool | None = None,
     ) -> None:
-        """Connect to the providers; StartError if an address is invalid.
-
-        ``topic`` is the subscribed subject prefix for providers without a configured topic. ``spool`` keeps
-        announcements while the journal cannot be written.
-        """
+        """Connect to the providers; StartError if an address is invalid."""
         self.name = options.name
-        self._journal = journal
-        self._scheduler = scheduler
+        self._journal = journal = runtime.journal
+        self._scheduler = runtime.scheduler
         self._fetches = fetches
         self.replayed = 0  # announcements that were missed and requested, since the start
         self._connected: dict[str, float] = {}  # by provider: the time (monotonic) of the newest connection
         self._peers = peers
         self._fleets = fleets
         peers.seen = bool(journal.keys(options.name, PEER_SEEN))
-        self._topics = topics_by_provider(options, topic)
+        self._topics = _topics_by_provider(options)
         self._replay_client = ReplayClient(self.name, self._topics, journal, requester, self._on_replayed)
         self._legacy_servers = LegacyServers(self.name, journal, requester, peers)
-        self._queue = SpoolQueue(spool, self.name, self._on_kept, partial(journal.set_aside, self.name))
+        self._queue = SpoolQueue(runtime.spool, self.name, self._on_kept, partial(journal.set_aside, self.name))
         heartbeat_topics = [HEARTBEAT_PREFIX] if options.heartbeat else []
         self._subscriber = Subscriber(
             self.name,
@@ -82,7 +75,7 @@ class AnnouncementReceiver:
 
     def start(self) -> None:
         """Request missed announcements and start to receive."""
-        self._replay_client.start()
+        self._replay_client.request_all()
         self._queue.start()
         self._subscriber.start()
 
@@ -222,23 +215,24 @@ def is_announcement(message: Message) -> bool:
     return message.type in payload.FILE_TYPES and isinstance(message.data, dict) and "request_address" in message.data
 
 
-def topics_by_provider(options: ClientOptions, topic: str) -> dict[str, list[str]]:
+def _topics_by_provider(options: ClientOptions) -> dict[str, list[str]]:
     """Return the subscribed topics by address; a provider may be configured several times, with several topics."""
+    client_topic = options.client_topic if isinstance(options, MirrorOptions) else ""
     found: dict[str, list[str]] = {}
     for provider in options.providers:
         topics = found.setdefault(sockets.tcp(provider.host, provider.port), [])
-        topics += [text for text in (provider.topic or topic,) if text and text not in topics]
+        topics += [text for text in (provider.topic or client_topic or options.topic,) if text and text not in topics]
     return found
 
 
-def keeping_subscribers(sections: Iterable[tuple[ClientOptions, str]], spool: Spool) -> list[Subscriber]:
-    """Return a subscriber for each section and its topic that keeps announcements until the chain is started.
+def keeping_subscribers(sections: Iterable[ClientOptions], spool: Spool) -> list[Subscriber]:
+    """Return a subscriber for each section that keeps announcements until the chain is started.
 
     Sections with an invalid address have none: the start of their chains logs it.
     """
     subscribers: list[Subscriber] = []
-    for options, topic in sections:
-        topics = topics_by_provider(options, topic)
+    for options in sections:
+        topics = _topics_by_provider(options)
         endpoints = [PublisherEndpoint(address, tuple(t)) for address, t in topics.items()]
         with suppress(StartError):
             subscribers.append(Subscriber(options.name, endpoints, partial(_keep, spool, options.name)))

@@ -129,7 +129,6 @@ class ReplayClient:
         self._requester = requester
         self._on_replayed = on_replayed
         self._begin = time.monotonic() - journal.seconds_after_kill()
-        self._throttle = LogThrottle(burst=1)
         self._lock = threading.Lock()
         self._logs: dict[str, _SourceLog] = {}
         self._orphans: dict[str, int] = {}  # positions in the logs of earlier providers, which may have been renamed
@@ -142,10 +141,6 @@ class ReplayClient:
                 self._orphans[log_name] = max(stored.received_through, self._orphans.get(log_name, 0))
         self._addresses = {(s.provider, s.address) for s in self._logs.values()}
         self._throttle = LogThrottle(burst=1)
-
-    def start(self) -> None:
-        """Request the announcements that all known sources made while this client was stopped."""
-        self.request_all()
 
     def request_all(self) -> set[str]:
         """Send a replay request to every known source; return their addresses."""

@@ -463,7 +463,7 @@ def test_after_own_restart(stack: ExitStack, client: Client, server: Server, pat
     client.stop()
     server.last = 250
     client = Client(stack, path)
-    client.catchup.start()
+    client.catchup.request_all()
     until(lambda: client.have() == {server.log: 250}, SOON)
     assert client.numbers() == list(range(6, 251))
     assert at_rest(client, server, 3)
@@ -503,7 +503,7 @@ def test_a_source_is_answered_when_it_comes_within_the_time(
     server.replier.stop()
     until(lambda: gone(server.replier.port), SOON)
     client = Client(stack, path)
-    client.catchup.start()
+    client.catchup.request_all()
     Server(stack, port=server.replier.port, last=8)
     until(lambda: client.numbers() == [6, 7, 8], 2 * SOON)
 
@@ -607,7 +607,7 @@ def test_log_went_back(stack: ExitStack, client: Client, server: Server, path: s
     else:
         client.stop()
         client = Client(stack, path)
-        client.catchup.start()
+        client.catchup.request_all()
     until(lambda: client.numbers() == [1, 2, 3, 4, 5, 6, 7], SOON)
     until(lambda: client.have() == {server.log: 7}, SOON)
     assert at_rest(client, server, 2)
@@ -623,13 +623,13 @@ def test_log_replaced_while_away(stack: ExitStack, client: Client, server: Serve
     client.stop()
     server.log, server.last = "log/new", 4
     client = Client(stack, path)
-    client.catchup.start()
+    client.catchup.request_all()
     until(lambda: client.numbers() == [1, 2, 3, 4], SOON)
     assert client.have() == {"log/new": 4}
     assert at_rest(client, server, 2)
     client.stop()
     client = Client(stack, path)
-    client.catchup.start()
+    client.catchup.request_all()
     assert at_rest(client, server, 3)
     assert client.missed == []
 

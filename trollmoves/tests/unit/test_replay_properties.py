@@ -111,7 +111,7 @@ class CatchUpMachine(RuleBasedStateMachine):
         self.full = False
         self.wire = Wire()
         self.catchup = ReplayClient(CHAIN, [PROVIDER], self.files.journal, self.wire, self.missed, 0.0)  # type: ignore[arg-type]
-        self.catchup.start()
+        self.catchup.request_all()
 
     def teardown(self) -> None:
         """See that all comes to a good end, and remove all."""
