@@ -50,12 +50,15 @@ class MemoryLimits:
 
 
 @dataclass(slots=True, eq=False)
-class ConnectionBytes:
-    """The bytes of one connection in memory; ``update`` refreshes them from the kernel's counters."""
+class Connection:
+    """A connection and its bytes in memory; ``update`` refreshes them from the kernel's counters.
 
-    socket: socket.socket
+    ``sent_base`` and ``offset`` are at first the bytes sent and read by earlier connections with its descriptor.
+    """
+
+    socket: socket.socket  # a duplicated descriptor: ZeroMQ may reuse its own for another connection
     address: str
-    sent_base: int
+    sent_base: int = 0
     offset: int = 0
     segments_base: int = 0
     acked_base: int = 0
@@ -65,7 +68,7 @@ class ConnectionBytes:
     opened: float = field(default_factory=time.monotonic)
 
     def update(self, read: int, sent: int, *, secured: bool) -> None:
-        """Set ``unread`` and ``unsent``, from the totals of bytes that this process has read and sent."""
+        """Set ``unread`` and ``unsent``, from the totals of bytes read and sent on its descriptor."""
         try:
             acked, received, waiting, segments = _COUNTERS.unpack(
                 self.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _COUNTERS.size)
@@ -98,11 +101,11 @@ def most_unread(address: str, limits: MemoryLimits, suspects: Container[str]) ->
 
 
 def excess(
-    connections: list[ConnectionBytes],
+    connections: list[Connection],
     limits: MemoryLimits,
     suspects: Container[str] = (),
     left: Mapping[str, int] | None = None,
-) -> list[ConnectionBytes]:
+) -> list[Connection]:
     """Return the connections to close.
 
     These are the ones over their own limit, then the largest ones of an address, then those of the addresses with the

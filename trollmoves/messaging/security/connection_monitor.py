@@ -13,7 +13,6 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 
 import zmq
 
@@ -21,7 +20,7 @@ from trollmoves.messaging.security import handshake_errors
 from trollmoves.messaging.security.connection_filter import drop_connections
 from trollmoves.messaging.security.connection_memory import (
     HANDSHAKE_BYTES,
-    ConnectionBytes,
+    Connection,
     MemoryLimits,
     excess,
     most_unread,
@@ -57,17 +56,6 @@ _ESTABLISHED = 1  # of TCP's states
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER for 0 s
 _TCP_BYTES_RECEIVED = struct.Struct("128xQ")  # an end of the stream counts as one byte
 _TCP_INFO = struct.Struct("B51xI")  # the TCP state, and ms since the last data
-
-
-@dataclass(slots=True)
-class _Connection:
-    """A connection, by a duplicated descriptor: ZeroMQ may reuse its own for another connection."""
-
-    socket: socket.socket
-    address: str
-    bytes: ConnectionBytes
-    read_before: int  # by earlier connections with the same descriptor
-    sent_before: int
 
 
 class ConnectionMonitor:
@@ -114,7 +102,7 @@ class ConnectionMonitor:
         self.check_due = False
         self.is_flooded = False  # since the authenticator has reset this
         self._max_connections = min(MAX_CONNECTIONS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // FD_DIVISOR)
-        self._connections: dict[int, _Connection] = {}  # by ZeroMQ's descriptor
+        self._connections: dict[int, Connection] = {}  # by ZeroMQ's descriptor
         self._per_address: Counter[str] = Counter()
         self._failed: HandshakeError | None = None  # the handshake error of the next connection that closes
         self._rejected = 0  # rejected (and logged) connections that have not closed yet
@@ -216,10 +204,10 @@ class ConnectionMonitor:
         address, size = max(per_address.items(), key=lambda item: item[1], default=("", 0))
         if size > self._limits.unread.address // BURDEN:
             for connection in list(self._connections.values()):
-                if connection.address == address and connection.bytes.unread > FREE_BYTES:
-                    self._end_excessive(connection.bytes)
+                if connection.address == address and connection.unread > FREE_BYTES:
+                    self._end_excessive(connection)
 
-    def _end_excessive(self, one: ConnectionBytes) -> None:
+    def _end_excessive(self, one: Connection) -> None:
         """Close a connection with too many bytes in memory."""
         self.is_flooded = True
         has_sent_much = one.unread > one.unsent
@@ -254,18 +242,14 @@ class ConnectionMonitor:
             del self._strikes[address]
             self._penalties[address] = now + PENALTY
 
-    def _update(self, descriptor: int) -> ConnectionBytes:
+    def _update(self, descriptor: int) -> Connection:
         connection = self._connections[descriptor]
-        self._count(connection.bytes, -1)
-        connection.bytes.update(
-            self._read[descriptor] - connection.read_before,
-            self._published + self._sent[descriptor] - connection.sent_before,
-            secured=self._secured,
-        )
-        self._count(connection.bytes, 1)
-        return connection.bytes
+        self._count(connection, -1)
+        connection.update(self._read[descriptor], self._published + self._sent[descriptor], secured=self._secured)
+        self._count(connection, 1)
+        return connection
 
-    def _count(self, one: ConnectionBytes, sign: int) -> None:
+    def _count(self, one: Connection, sign: int) -> None:
         self._unread += sign * one.unread
         self._burden += sign * max(0, one.unread - FREE_BYTES)
 
@@ -311,7 +295,7 @@ class ConnectionMonitor:
             self._left[address] > 0 and self._left.total() > self._limits.unread.total
         )
 
-    def _open_connection(self, descriptor: int) -> _Connection | None:
+    def _open_connection(self, descriptor: int) -> Connection | None:
         """Duplicate a descriptor of ZeroMQ's; return None if it is not a connection to our port any more."""
         try:
             borrowed = socket.socket(fileno=descriptor)
@@ -324,7 +308,7 @@ class ConnectionMonitor:
             # socket.dup() would make the connection block, for ZeroMQ too.
             own = socket.socket(fileno=os.dup(descriptor))
             sent = self._published + self._sent[descriptor]
-            return _Connection(own, address, ConnectionBytes(own, address, 0), self._read[descriptor], sent)
+            return Connection(own, address, sent, self._read[descriptor])
         except (OSError, IndexError):
             return None
         finally:
@@ -372,7 +356,7 @@ class ConnectionMonitor:
                 self._forget(descriptor)
         return bool(self._closing)
 
-    def _linger(self, connection: _Connection, descriptor: int) -> None:
+    def _linger(self, connection: Connection, descriptor: int) -> None:
         self._strike(connection.address)
         size = readable_size(self._most_bytes)
         self._log_throttled(
@@ -394,14 +378,14 @@ class ConnectionMonitor:
             self._readable.unregister(connection.socket)
         connection.socket.close()
 
-    def _remove(self, connection: _Connection, descriptor: int) -> _Connection:
+    def _remove(self, connection: Connection, descriptor: int) -> Connection:
         """Remove a connection from the counts; it stays open."""
         if unread := self._update(descriptor).unread:
             self._left[connection.address] += unread
         del self._connections[descriptor]
         self._closing.discard(descriptor)
         self._by_fileno.pop(connection.socket.fileno(), None)
-        self._count(connection.bytes, -1)
+        self._count(connection, -1)
         self._per_address[connection.address] -= 1
         if not self._per_address[connection.address]:
             del self._per_address[connection.address]

@@ -10,7 +10,7 @@ import pytest
 from trollmoves.messaging.security.connection_memory import (
     HANDSHAKE_BYTES,
     SEGMENT_BYTES,
-    ConnectionBytes,
+    Connection,
     Limits,
     MemoryLimits,
     excess,
@@ -26,9 +26,9 @@ def line() -> Iterator[socket.socket]:
         yield one
 
 
-def connection(line: socket.socket, address: str, **values: int) -> ConnectionBytes:
+def connection(line: socket.socket, address: str, **values: int) -> Connection:
     """Return a connection with a key and these bytes."""
-    one = ConnectionBytes(line, address, 0, authenticated=True)
+    one = Connection(line, address, authenticated=True)
     for name, value in values.items():
         setattr(one, name, value)
     return one
@@ -58,7 +58,7 @@ def test_segments() -> None:
         for _ in range(20):
             line.sendall(b"x")
             assert accepted.recv(1) == b"x"
-        one = ConnectionBytes(accepted, "a", 0)
+        one = Connection(accepted, "a")
         one.update(0, 0, secured=False)
         assert one.unread >= 20 * SEGMENT_BYTES
 
