@@ -21,11 +21,10 @@ import zmq
 from zmq.utils import z85
 
 from trollmoves.errors import StartError
-from trollmoves.messaging.security import connection_monitor, curve_keys
+from trollmoves.messaging.security import connection_monitor, curve_keys, process_memory
 from trollmoves.messaging.security.connection_memory import MemoryLimits
 from trollmoves.messaging.security.connection_monitor import ConnectionMonitor
 from trollmoves.messaging.security.lingering import LingeringConnections
-from trollmoves.messaging.security.process_memory import ProcessMemory
 from trollmoves.messaging.wakeup import Wakeup
 from trollmoves.utils.logs import LogThrottle
 
@@ -113,7 +112,7 @@ class Authenticator:
         self._receiving = False
         self._closing = False
         self._filtering = False
-        self._memory = ProcessMemory()
+        self._usual_memory = process_memory.resident_bytes()
         self._next_reset = 0.0  # monotonic
         self._was_burdened = False  # since the last reset of the memory
         self._usual_switch_interval = sys.getswitchinterval()
@@ -258,14 +257,14 @@ class Authenticator:
         is_due = now > self._next_reset
         if self._is_burdened() and not (begins and is_due):
             self._was_burdened = True
-            if self._memory.growth() > MAX_GROWTH:
+            if process_memory.resident_bytes() - self._usual_memory > MAX_GROWTH:
                 for monitor in self._monitors.values():
                     monitor.relieve()
         elif is_due:
             if self._was_burdened:  # else the next burden could take the memory that this one has left free, unnoticed
                 self._was_burdened = False
-                self._memory.trim()
-            self._memory.reset()
+                process_memory.trim()
+            self._usual_memory = process_memory.resident_bytes()
             self._next_reset = now + RESET_INTERVAL
 
     @staticmethod
