@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing, suppress
-from typing import Any, Protocol
+from typing import Any
 
 import posttroll
 import zmq
@@ -40,11 +40,6 @@ MEMORY_LIMITS = MemoryLimits(
 CONNECT_POLL = 0.1  # s between checks, while a nameserver is not connected, whether the publisher stops
 ADVERTISE_INTERVAL = 2.0  # s between broadcasts of the address, as in posttroll
 ADVERTISE_RETRY_DELAY = 60.0  # s after a failed broadcast
-
-
-class _Sender(Protocol):
-    def __call__(self, data: str) -> None: ...
-    def close(self) -> None: ...
 
 
 class Publisher:
@@ -169,8 +164,7 @@ class Publisher:
 
     def _advertise(self) -> None:
         port = get_configured_broadcast_port()
-        sender: _Sender
-        sender = (
+        sender: _NameserverRegistration | MulticastSender = (
             _NameserverRegistration(port, self._nameservers, self._stopped.is_set)
             if isinstance(self._nameservers, Sequence)
             else MulticastSender(port)
