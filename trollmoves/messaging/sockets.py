@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, overload
+from typing import TypeVar
 
 import posttroll
 import zmq
@@ -20,6 +20,7 @@ from trollmoves.net.client_allowlist import ANYONE, ClientAllowlist
 from trollmoves.net.ports import listen_remedy
 
 Socket = zmq.Socket[bytes]
+T = TypeVar("T")
 Options = Mapping[int, int] | Mapping[zmq.SocketOption, int]
 
 HIGH_WATER_MARK = 100_000  # messages per peer, on each side of a publication; ZeroMQ drops further ones
@@ -70,7 +71,7 @@ def connect(kind: int, address: str, options: Options | None = None) -> Socket:
 
     Raise StartError if the address is invalid, or posttroll's settings allow no socket.
     """
-    return _connected(kind, address, options)[0]
+    return _connected(kind, address, options, lambda socket: socket.connect(address))[0]
 
 
 def connect_monitored(kind: int, address: str, options: Options | None = None) -> tuple[Socket, ConnectionWatcher]:
@@ -79,18 +80,11 @@ def connect_monitored(kind: int, address: str, options: Options | None = None) -
     The watcher resolves a host name, connects the socket once there is an address, and follows the name when it moves.
     ZeroMQ would resolve it on the thread that serves all connections.
     """
-    return _connected(kind, address, options, watch=True)
+    return _connected(kind, address, options, lambda socket: ConnectionWatcher(socket, address))
 
 
-@overload
-def _connected(
-    kind: int, address: str, options: Options | None, *, watch: Literal[True]
-) -> tuple[Socket, ConnectionWatcher]: ...
-@overload
-def _connected(kind: int, address: str, options: Options | None) -> tuple[Socket, None]: ...
-def _connected(
-    kind: int, address: str, options: Options | None, *, watch: bool = False
-) -> tuple[Socket, ConnectionWatcher | None]:
+def _connected(kind: int, address: str, options: Options | None, connect: Callable[[Socket], T]) -> tuple[Socket, T]:
+    """Return a new socket, and what ``connect`` returns for it."""
     reconnect = {
         zmq.RECONNECT_IVL: RECONNECT,
         zmq.RECONNECT_IVL_MAX: RECONNECT_MAX,
@@ -104,21 +98,11 @@ def _connected(
             raise StartError("the address must be tcp://host:port")
         socket = security.new_client_socket(kind)
         _set(socket, _options(address) | reconnect | dict(options or {}))
-        watcher = ConnectionWatcher(socket, security, address) if watch else None
-        try:
-            if watcher:
-                watcher.connect()
-            else:
-                socket.connect(address)
-        except Exception:
-            if watcher:
-                watcher.close()
-            raise
+        return socket, connect(socket)
     except (*SOCKET_ERRORS, StartError) as error:
         if socket:
             socket.close(0)
         raise StartError(f"cannot connect to {address}: {_error_text(error)}") from error
-    return socket, watcher
 
 
 def bind(
@@ -228,9 +212,12 @@ def _host_name(address: str) -> str:
 
 
 class ConnectionWatcher:
-    """Connects a client socket and watches its attempts; used and closed by the socket's thread."""
+    """Connects a client socket and watches its attempts; used and closed by the socket's thread.
 
-    def __init__(self, socket: Socket, security: authenticator.Authenticator, address: str) -> None:
+    A socket with a host name is connected when an address of the name is known: ``failure`` looks for one.
+    """
+
+    def __init__(self, socket: Socket, address: str) -> None:
         self._socket = socket
         self._address = address
         self._host = _host_name(address)  # "" for an IP address
@@ -240,14 +227,15 @@ class ConnectionWatcher:
         self._attempts = 0  # attempts since the last connection
         self._connected = 0
         self.is_connected = False  # as of the last call of ``failure``
-        self._monitor = security.monitor(socket, _WATCHED)
-
-    def connect(self) -> None:
-        """Connect the socket, if it has no name or an address of the name is known; else ``failure`` does it later."""
-        if self._host:
-            self._follow_name()
-        else:
-            self._socket.connect(self._address)
+        self._monitor = authenticator.process_authenticator().monitor(socket, _WATCHED)
+        try:
+            if self._host:
+                self._follow_name()
+            else:
+                socket.connect(address)
+        except Exception:
+            self.close()
+            raise
 
     @property
     def unresolved(self) -> str:
@@ -280,21 +268,18 @@ class ConnectionWatcher:
         if self._host:
             self._follow_name()
         found = ConnectFailure(f"the name server has no address of {self.unresolved}") if self.unresolved else None
-        while True:
-            try:
-                event, value = handshake_errors.parse_event(self._monitor.recv_multipart(zmq.NOBLOCK))
-            except zmq.Again:
-                return found if found and (found.permanent or self._attempts > 1 or self.unresolved) else None
+        while received := handshake_errors.next_event(self._monitor):
+            event, value = received
             self.is_connected = event == zmq.EVENT_HANDSHAKE_SUCCEEDED
-            if event == zmq.EVENT_DISCONNECTED:
-                continue
             if self.is_connected:
                 found, self._attempts = None, 0
                 self._connected += 1
-                continue
-            self._attempts += 1
-            reason = handshake_errors.explain_for_client(handshake_errors.classify(event, value), secured=self._secured)
-            found = ConnectFailure(reason, permanent=bool(event & handshake_errors.PERMANENT))
+            elif event != zmq.EVENT_DISCONNECTED:
+                self._attempts += 1
+                error = handshake_errors.classify(event, value)
+                reason = handshake_errors.explain_for_client(error, secured=self._secured)
+                found = ConnectFailure(reason, permanent=bool(event & handshake_errors.PERMANENT))
+        return found if found and (found.permanent or self._attempts > 1 or self.unresolved) else None
 
     def new_connections(self) -> int:
         """Return the number of connections that ``failure`` saw since the last call."""

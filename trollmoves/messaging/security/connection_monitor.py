@@ -112,13 +112,11 @@ class ConnectionMonitor:
     def process_events(self, most: int = MAX_EVENTS) -> bool:
         """Process pending events, at most ``most``; return False if the socket is closed."""
         for _ in range(most):
-            try:
-                event, value = handshake_errors.parse_event(self.monitor.recv_multipart(zmq.NOBLOCK))
-            except zmq.Again:
+            if (found := handshake_errors.next_event(self.monitor)) is None:
                 break
-            if event == zmq.EVENT_MONITOR_STOPPED:
+            if found[0] == zmq.EVENT_MONITOR_STOPPED:
                 return False
-            self._on_event(event, value)
+            self._on_event(*found)
         else:
             self.is_flooded = True
         return True

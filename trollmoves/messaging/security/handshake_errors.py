@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
 from enum import Enum, auto
 
 import zmq
@@ -28,9 +27,12 @@ class HandshakeError(Enum):
     DISCONNECTED = auto()
 
 
-def parse_event(frames: Sequence[bytes]) -> tuple[int, int]:
-    """Return the event and its value from the frames of a monitor message."""
-    event, value = _EVENT.unpack(frames[0])
+def next_event(monitor: zmq.Socket[bytes]) -> tuple[int, int] | None:
+    """Receive the next event of a monitor, and its value; None if there is none yet."""
+    try:
+        event, value = _EVENT.unpack(monitor.recv_multipart(zmq.NOBLOCK)[0])
+    except zmq.Again:
+        return None
     return event, value
 
 
