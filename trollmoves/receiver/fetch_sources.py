@@ -37,8 +37,7 @@ class Fetch:
 
     def dump(self) -> str:
         """Return the body of a task."""
-        more = [self.numbers, self.digests, self.target]
-        return json.dumps([self.announcements, self.versions, self.generation, *more])
+        return json.dumps([self.announcements, self.versions, self.generation, self.numbers, self.digests, self.target])
 
     @classmethod
     def load(cls, body: str) -> Fetch:
@@ -109,8 +108,7 @@ def text_digest(text: str) -> str:
 def size_and_time(data: dict[str, Any]) -> tuple[int | None, int | None]:
     """Return the size and the mtime in the data of an announcement; None if it does not contain them."""
     metadata = payload.announcement_metadata(data)
-    size, mtime = metadata.get("size"), metadata.get("mtime")
-    return (size if isinstance(size, int) else None), (mtime if isinstance(mtime, int) else None)
+    return metadata.get("size"), metadata.get("mtime")
 
 
 def is_known_content(message: Message, known: Version, announced: float, now: float) -> bool:

@@ -159,7 +159,8 @@ class FetchTasks(SourceLookup):
             reason = self._repeat_reason(candidate, Fetch.load(current.body), fetch, current, source, may_repeat)
             if not reason:
                 return self._on_repetition(editor, candidate, current, source, text, effects)
-            effects.append(partial(self._log_repeated, file_key_of(current), source, reason))
+            text = "[%s] fetching %s again: %s announced it again, and %s"
+            effects.append(partial(logger.info, text, self.name, file_key_of(current), source, reason))
         fetch.generation += 1
         fetch.versions[source] = (version, fetch.generation)
         effects.append(partial(self._peers.forget, known.key))
@@ -190,9 +191,6 @@ class FetchTasks(SourceLookup):
             return "the destination was changed"
         age = self._journal.now() - current.finished
         return f"it was fetched {age:.0f} s ago" if may_repeat and age >= self._repeat_after else ""
-
-    def _log_repeated(self, name: str, source: str, reason: str) -> None:
-        logger.info("[%s] fetching %s again: %s announced it again, and %s", self.name, name, source, reason)
 
     def _log_ignored(self, name: str, source: str, age: float) -> None:
         if (more := self._repeat_throttle.admit()) is not None:

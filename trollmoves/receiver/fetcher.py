@@ -99,7 +99,7 @@ class Fetcher:
         on_request: Callable[[Sequence[FetchAttempt]], None],
         on_delivered: Callable[[FetchAttempt, Message], tuple[Result, list[str]]],
         publish: Callable[[Sequence[str]], None] = lambda _: None,
-        on_failed: Callable[[Task, TrollmovesError], None] | None = None,
+        on_failed: Callable[[Task, TrollmovesError], None] = lambda *_: None,
         delay: float = SUBSCRIBER_GRACE,
     ) -> None:
         self.name = options.name
@@ -557,8 +557,7 @@ class Fetcher:
         finish(self._failure_result(task, RetryPeriodExpired(f"not delivered within {self._options.retry_for:g} s")))
 
     def _failure_result(self, task: Task, error: TrollmovesError) -> Result:
-        on_failed = self._on_failed
-        return Result(error=error, on_committed=(lambda: on_failed(task, error)) if on_failed else None)
+        return Result(error=error, on_committed=lambda: self._on_failed(task, error))
 
     def _acknowledge_others(self, attempt: FetchAttempt) -> None:
         for source, announcement in self._sources.announcements_after_fetch(attempt.task).items():
