@@ -80,10 +80,6 @@ class Request:
         """
         self.reply_encoded(encode())
 
-    def log_suffix(self) -> str | None:
-        """Return the suffix of a log line about a rejection; None if the line is throttled."""
-        return self.replier.throttle.admit()
-
     def reject(self, reason: str) -> None:
         """Reply ``err`` with the reason."""
         self.reply("err", reason)

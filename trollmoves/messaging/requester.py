@@ -281,15 +281,11 @@ class Requester:
             # The socket gets no further request, and is closed after its last one: unsent requests must not reach the
             # server later, and a late reply must not be matched to another request.
             self._retire(connection)
-            self._close_idle(request.address)
+            for idle in list(self._free.get((request.address, False), ())):  # they may be dead, too
+                self._close(idle)
             self._notify(
                 request, NoReply(f"no reply from {request.address} within {request.timeout:g} s{connection.failure}")
             )
-
-    def _close_idle(self, address: str) -> None:
-        """Close the idle connections to a server that does not reply: they may be dead too."""
-        for idle in list(self._free.get((address, False), ())):
-            self._close(idle)
 
     def _extend_deadline(self, request: _PendingRequest) -> bool:
         try:

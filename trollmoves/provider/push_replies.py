@@ -71,6 +71,6 @@ def reject(name: str, request: Request, error: TrollmovesError, retry_in: float 
     """Reply ``err`` to a request, and log the reason."""
     if isinstance(error, HostUnavailable):
         logger.debug("[%s] rejected %s from %s: %s", name, request.message.type, request.sender, error)
-    elif (suffix := request.log_suffix()) is not None:
+    elif (suffix := request.replier.throttle.admit()) is not None:
         logger.warning("[%s] rejected %s from %s: %s%s", name, request.message.type, request.sender, error, suffix)
     request.reply("err", payload.error_payload(request.message.data, error, retry_in))
