@@ -73,11 +73,10 @@ class MetricsService:
 
     def _run(self) -> None:
         try:
-            self._loop.run_until_complete(self._serve())
+            with asyncio.Runner(loop_factory=lambda: self._loop) as runner:  # its end also ends the connections
+                runner.run(self._serve())
         except Exception:
             logger.exception("unexpected error, metrics end until a restart")
-        finally:
-            self._loop.close()
 
     async def _serve(self) -> None:
         server: asyncio.Server | None = None
@@ -90,9 +89,6 @@ class MetricsService:
                 await asyncio.wait_for(self._stopping.wait(), INTERVAL)
         if server:
             server.close()
-        for task in asyncio.all_tasks() - {asyncio.current_task()}:
-            task.cancel()
-        await asyncio.sleep(0)
 
     async def _listen(self, address: str, port: int) -> asyncio.Server | None:
         host = None if address == "*" else address
