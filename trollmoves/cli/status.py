@@ -53,12 +53,10 @@ def status_of(daemons: list[dict[str, Any]]) -> Answer:
     """Return the answer about the snapshots of daemons."""
     code = max(map(_code, daemons), default=UNKNOWN)
     facts = {"time": time.time(), "daemons": daemons}
-    wide = terminal_width() >= WIDE
-    header = (*_NARROW, *_MORE) if wide else _NARROW
-    rows = [(severity, cells) for daemon in daemons for severity, cells in _rows(daemon, wide=wide)]
+    header = (*_NARROW, *_MORE) if terminal_width() >= WIDE else _NARROW
+    rows = [(severity, cells[: len(header)]) for daemon in daemons for severity, cells in _rows(daemon)]
     colours = {number: severity for number, (severity, _) in enumerate(rows)}
-    numbers = range(2, 12)
-    lines = table(header, [cells for _, cells in rows], shrink=(0, len(header) - 1), right=numbers, codes=colours)
+    lines = table(header, [cells for _, cells in rows], shrink=(0, len(header) - 1), right=range(2, 12), codes=colours)
     return Answer(code, _verdict(daemons), facts, [*lines, *_details(daemons)])
 
 
@@ -108,30 +106,26 @@ def _noun(lanes: Iterable[Mapping[str, Any]], state: str) -> str:
     return roles.pop() if len(roles) == 1 and roles <= {"destination", "source"} else "lane"
 
 
-def _rows(daemon: Mapping[str, Any], *, wide: bool) -> Iterator[tuple[int, list[object]]]:
+def _rows(daemon: Mapping[str, Any]) -> Iterator[tuple[int, list[object]]]:
     """Yield the severity and the cells of each row of a daemon."""
     cells = [f"{daemon['name']} ({daemon['kind']})", daemon["state"] if daemon["running"] else "not running"]
-    yield _code(daemon), [*cells, *[""] * (len(_NARROW) - 2 + (len(_MORE) if wide else 0))]
+    yield _code(daemon), [*cells, *[""] * (len(_NARROW) + len(_MORE) - len(cells))]
     for chain in daemon["chains"]:
-        yield model.severity(chain["state"]), _cells(f"  {chain['name']}", chain, wide=wide)
+        yield model.severity(chain["state"]), _cells(f"  {chain['name']}", chain)
         for one in chain["destinations"]:
             arrow = "<" if one["role"] == "source" else ">"
-            yield model.severity(one["state"]), _cells(f"    {arrow} {one['name']}", one, wide=wide)
+            yield model.severity(one["state"]), _cells(f"    {arrow} {one['name']}", one)
 
 
-def _cells(name: str, one: Mapping[str, Any], *, wide: bool) -> list[object]:
+def _cells(name: str, one: Mapping[str, Any]) -> list[object]:
     traffic = one["traffic"]
     per_minute = round(60 * traffic["files_per_second"])
-    cells = [
+    return [
         *(name, one["state"], one["waiting"], one["held"], one["failed"]),
         *(duration(one["oldest_age"]), per_minute, age(one["last_time"])),
+        *(one["in_flight"], size(round(60 * traffic["bytes_per_second"])), duration(traffic["latency_p50"])),
+        *(duration(traffic["latency_p99"]), duration(one.get("next_attempt")), one["last_file"] or ""),
     ]
-    if wide:
-        cells += [
-            *(one["in_flight"], size(round(60 * traffic["bytes_per_second"])), duration(traffic["latency_p50"])),
-            *(duration(traffic["latency_p99"]), duration(one.get("next_attempt")), one["last_file"] or ""),
-        ]
-    return cells
 
 
 def _details(daemons: Iterable[Mapping[str, Any]]) -> Iterator[str]:
