@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -125,7 +125,7 @@ def _result(task: TaskRow, file: str, destination: str, done: str, peer: str) ->
         yield _step(task, task.finished, "dropped", file, destination, peer, "by an operator")
 
 
-def _record(event: str) -> Any:
+def _record(event: str) -> Callable[[TaskRow, str], Iterator[Step]]:
     def describe(task: TaskRow, file: str) -> Iterator[Step]:
         peer = task.key.partition(" ")[2] if task.kind in ("delivered_to", "left") else ""
         yield _step(task, task.finished, event, file, "", peer)
@@ -138,10 +138,6 @@ def _removal(task: TaskRow, file: str) -> Iterator[Step]:
         yield Step(task.finished, "removed", task.chain, file, number=task.number)
     elif task.state == WAITING:
         yield _step(task, None, "removal planned", file, details={"next_attempt": task.due})
-
-
-def _unpacking(task: TaskRow, file: str) -> Iterator[Step]:
-    yield from _result(task, file, "", "unpacked", "")
 
 
 def _set_aside(task: TaskRow, file: str) -> Iterator[Step]:
@@ -180,13 +176,13 @@ def _client_of(body: str) -> str:
         return payload.request_id(body) or ""
 
 
-_STEPS = {
+_STEPS: Mapping[str, Callable[[TaskRow, str], Iterator[Step]]] = {
     "push": _push,
     "fetch": _transfer,
     "relay": _transfer,
     "deliver": _transfer,
     "route": _transfer,
-    "unpack": _unpacking,
+    "unpack": lambda task, file: _result(task, file, "", "unpacked", ""),
     "ack": _record("acknowledged"),
     "delivered_to": _record("replied to a further client"),
     "left": _record("left to a peer"),
