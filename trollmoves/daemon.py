@@ -332,7 +332,7 @@ class Daemon(ABC, Generic[O]):
         handlers: dict[str, Handler] = {
             "snapshot": lambda *_: self._standby_snapshot(journal).as_dict(),
             "logs": lambda *_: {"lines": logs.recent()},
-            "health": lambda *_: process | {"status": "OK", "code": 0, "problems": [], "standby": True},
+            "health": lambda *_: process | {"status": "ok", "code": 0, "problems": [], "standby": True},
             **dict.fromkeys(ACTIONS, lambda *_: _reject_order(journal)),
         }
         order = Standby(journal, self._orders, self._service, self._control, handlers, self._stop_receivers).wait()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from pathlib import Path
 
@@ -210,6 +211,8 @@ def test_orders_for_stopped_daemons(testbed: Testbed) -> None:
     rejected = testbed.run("trollmoves", "pause", "hrit", "-c", standby.config)
     assert rejected.returncode == 3
     assert "this host is a standby: give the order on " in rejected.stdout
+    (health,) = json.loads(testbed.run("trollmoves", "health", "--json", "-c", standby.config).stdout)["daemons"]
+    assert (health["status"], health["standby"]) == ("ok", True)
     for process in (standby, server, client):
         assert process.terminate() == 0
     name = next(iter(fleet.feeder.fed))
