@@ -45,11 +45,6 @@ class PartialId:
     earlier: Sequence[str] = ()
     still: Callable[[], bool] | None = None
 
-    @classmethod
-    def for_delivery(cls, *identity: str, tried: bool) -> PartialId:
-        """Return the id of the delivery that the texts ``identity`` name together."""
-        return cls(_token(*identity), tried)
-
     def check_lease(self, label: object) -> None:
         """Raise LeaseLost with ``label`` in its text once the delivery may belong to another member."""
         if self.still and not self.still():
@@ -61,12 +56,13 @@ class PartialId:
     def of_task(cls, journal: Journal, task: Task, started: float) -> PartialId:
         """Return the id of the delivery of a task, in a daemon that started at ``started`` by the journal's clock."""
         identity = journal.identity, task.chain, task.key
-        earlier = [_token(*identity, life) for life in task.tried_by if life != journal.life]
-        token = _token(*identity, *filter(None, [journal.life]))
+        earlier = [token_of(*identity, life) for life in task.tried_by if life != journal.life]
+        token = token_of(*identity, *filter(None, [journal.life]))
         return cls(token, task.may_have_run(started), earlier, journal.still)
 
 
-def _token(*identity: str) -> str:
+def token_of(*identity: str) -> str:
+    """Return the token of the partials of the delivery that the texts ``identity`` name together."""
     digest = hashlib.sha256("\n".join(identity).encode("utf-8", "backslashreplace")).hexdigest()
     return digest[: 2 * TOKEN_BYTES]
 
@@ -79,7 +75,7 @@ def partial_path(path: str, token: str = "") -> str:
     directory, slash, name = path.rpartition("/")
     name = _ODD.sub("_", name)
     if len(name) * 4 > _ROOM:
-        name = _truncate(name)
+        name = os.fsencode(name)[:_ROOM].decode("utf-8", "ignore")
     return f"{directory}{slash}.{name}.{token or os.urandom(TOKEN_BYTES).hex()}{SUFFIX}"
 
 
@@ -98,11 +94,6 @@ def check_prefix(prefix: str) -> None:
     """Raise ``ValueError`` with the rule if ``prefix`` cannot begin a file name."""
     if len(os.fsencode(prefix)) > MAX_PREFIX or any(character == "/" or character < " " for character in prefix):
         raise ValueError(f"must be at most {MAX_PREFIX} bytes, without '/' and control characters")
-
-
-def _truncate(name: str) -> str:
-    encoded = os.fsencode(name)
-    return name if len(encoded) <= _ROOM else encoded[:_ROOM].decode("utf-8", "ignore")
 
 
 def is_partial(name: str) -> bool:

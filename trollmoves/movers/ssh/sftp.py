@@ -27,7 +27,7 @@ from trollmoves.errors import (
 )
 from trollmoves.movers import options, ssh_options
 from trollmoves.movers.host_capabilities import HostCapabilities, Limitation
-from trollmoves.movers.partials import PartialId, is_partial, partial_path
+from trollmoves.movers.partials import is_partial, partial_path, token_of
 from trollmoves.movers.pool import PROBE_TIMEOUT, Connection
 from trollmoves.movers.remote import Endpoint
 from trollmoves.movers.source_file import SourceFile
@@ -79,10 +79,11 @@ class SftpConnection(Connection):
         commands: RemoteCommands,
         hang_up: Callable[[], None],
         host: HostCapabilities | None,
+        timeout: float,
         *,
-        fsync: bool,
+        fsync: bool = False,
     ) -> None:
-        """Start the protocol over a new channel.
+        """Start the protocol over a new channel, whose timeout is ``timeout`` afterwards; close it on an error.
 
         Raises:
             ConnectionFailed: the server does not offer SFTP.
@@ -94,9 +95,14 @@ class SftpConnection(Connection):
         self._in_step = True
         self._sent: tuple[str, int, int] | None = None
         self._host = host or HostCapabilities("")
-        self._protocol = SftpProtocol(channel)
-        self._extensions = self._protocol.extensions
-        self._chunk = self._longest_write()
+        try:
+            self._protocol = SftpProtocol(channel)
+            self._extensions = self._protocol.extensions
+            self._chunk = self._longest_write()
+        except BaseException:
+            channel.close()
+            raise
+        channel.timeout = timeout
 
     # Backend operations
 
@@ -335,7 +341,7 @@ class SftpConnection(Connection):
 
 def _aside_path(final: str) -> str:
     """Return the hidden name that an existing file has until it is replaced."""
-    return partial_path(final, PartialId.for_delivery("replaced", final, tried=False).token)
+    return partial_path(final, token_of("replaced", final))
 
 
 def open_sftp(
@@ -354,13 +360,7 @@ def open_sftp(
     """
     channel = start(transport, connect_timeout, "sftp", subsystem=True)
     commands = RemoteCommands(functools.partial(start, transport, timeout))
-    try:
-        connection = SftpConnection(channel, commands, hang_up, host, fsync=fsync)
-    except BaseException:
-        channel.close()
-        raise
-    channel.timeout = timeout
-    return connection
+    return SftpConnection(channel, commands, hang_up, host, timeout, fsync=fsync)
 
 
 class SftpMover(SshMover):
@@ -381,15 +381,8 @@ class SftpMover(SshMover):
             program.timeout = max(self.connect_timeout, self.stall_timeout)
             return program
 
-        try:
-            connection = SftpConnection(
-                channel, RemoteCommands(run), lambda: None, self.host, fsync=self.option("fsync")
-            )
-        except BaseException:
-            channel.close()
-            raise
-        channel.timeout = self.stall_timeout
-        return connection
+        commands, fsync = RemoteCommands(run), self.option("fsync")
+        return SftpConnection(channel, commands, lambda: None, self.host, self.stall_timeout, fsync=fsync)
 
     def openssh_channel(self, login: Endpoint) -> OpenSshChannel:
         """Return a channel to the SFTP subsystem by OpenSSH; raises as ``OpenSshChannel``, and ConfigError."""
