@@ -173,11 +173,7 @@ class Pool:
         if reaper is not None and reaper is not threading.current_thread():
             reaper.join()
 
-    def close_idle(self, key: Hashable) -> None:
-        """Close the idle connections of ``key``, after one of them proved dead."""
-        self.close_idle_of(lambda other: other == key)
-
-    def close_idle_of(self, selects: Callable[[Any], bool]) -> None:
+    def close_idle(self, selects: Callable[[Any], bool]) -> None:
         """Close the idle connections of the keys for which ``selects`` returns True."""
         with self._lock:
             host_pools = [host_pool for key, host_pool in self._host_pools.items() if selects(key)]

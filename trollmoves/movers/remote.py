@@ -129,12 +129,12 @@ class RemoteMover(Mover):
                 if delay is None:
                     raise
                 # Those with other parameters may use up the logins of this user.
-                pool.close_idle_of(lambda other: other[0] == login[:])
+                pool.close_idle(lambda other: other[0] == login[:])
                 time.sleep(delay)
             except ConnectionFailed:
                 if lease is None or not lease.reused:
                     raise
-                pool.close_idle(key)
+                pool.close_idle(lambda other: other == key)
 
     def _deliver_over(self, pool: Pool, key: Hashable, connection: Connection, source: SourceFile) -> None:
         self._partials_left: list[str] = []
