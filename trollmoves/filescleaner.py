@@ -91,57 +91,56 @@ class FilesCleaner:
         self.dry_run = dry_run
         self._publisher = publisher
         self._options = info if isinstance(info, RemovalOptions) else removal_file.read_section(section, info)
-        self._paths: dict[str, None] = {}
-        self._size = 0
-        self._number = 0
+        self._start_counting()
 
     def clean_section(self) -> Removed:
         """Remove the old files and directories that match a template of the section; return them."""
         base = removal_file.base_directory(self._options)
         cutoff = time.time() - self._options.age
-        with self._counting() as removed:
-            if not os.path.isdir(base):
-                logger.warning("Path %s missing, skipping section %s", base, self.section)
-                return removed()
-            logger.info("Cleaning in %s", base)
-            for template in self._options.templates:
-                if template.startswith("/"):
-                    self._clean_template(*_split(template), cutoff)
-                else:
-                    self._clean_template(base, template, cutoff)
-            return removed()
+        self._start_counting()
+        if not os.path.isdir(base):
+            logger.warning("Path %s missing, skipping section %s", base, self.section)
+            return self._removed()
+        logger.info("Cleaning in %s", base)
+        for template in self._options.templates:
+            if template.startswith("/"):
+                self._clean_template(*_split(template), cutoff)
+            else:
+                self._clean_template(base, template, cutoff)
+        return self._removed()
 
     def clean_dir(self, ref_time: dt.datetime, template: str) -> Removed:
         """Remove the files and directories that match a path pattern and are older than ``ref_time``; return them."""
-        with self._counting() as removed:
-            self._clean_template(*_split(os.path.join(os.getcwd(), template)), ref_time.timestamp())
-            return removed()
+        self._start_counting()
+        self._clean_template(*_split(os.path.join(os.getcwd(), template)), ref_time.timestamp())
+        return self._removed()
 
     def clean_files_and_dirs(self, paths: Iterable[str], ref_time: dt.datetime) -> Removed:
         """Remove those of the files and empty directories that are older than ``ref_time``; return them."""
-        with self._counting() as removed:
-            for path in paths:
-                folder, name = os.path.split(path.rstrip("/"))
-                with _reported("remove", path), _opened(folder or ".") as directory:
-                    self._clean_entry(directory, name, ref_time.timestamp())
-            return removed()
+        self._start_counting()
+        for path in paths:
+            folder, name = os.path.split(path.rstrip("/"))
+            with _reported("remove", path), _opened(folder or ".") as directory:
+                self._clean_entry(directory, name, ref_time.timestamp())
+        return self._removed()
 
     def remove_file(self, path: str) -> str | None:
         """Remove a file of any age; return its path, or None if it was not removed."""
+        self._start_counting()
         folder, name = os.path.split(path)
-        with self._counting() as removed, _reported("remove", path), _opened(folder or ".") as directory:
+        with _reported("remove", path), _opened(folder or ".") as directory:
             status = os.stat(name, dir_fd=directory.fd)
             if stat.S_ISDIR(status.st_mode):
                 raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
             self._remove_file(directory, name, status)
-            return path if removed().number else None
-        return None
+        return path if self._number else None
 
-    @contextmanager
-    def _counting(self) -> Iterator[Callable[[], Removed]]:
-        """Count the removals of the block."""
-        self._paths, self._size, self._number = {}, 0, 0
-        yield lambda: Removed(self._size, self._number, list(self._paths))
+    def _start_counting(self) -> None:
+        self._paths: dict[str, None] = {}
+        self._size = self._number = 0
+
+    def _removed(self) -> Removed:
+        return Removed(self._size, self._number, list(self._paths))
 
     # -- search
 
