@@ -1,14 +1,13 @@
 """Unpacks archives and compressed files.
 
 Files are unpacked in a hidden directory inside the target directory and renamed after all checks, so that they appear
-completely or not at all. ``UNPACKERS`` is the registry of unpackers.
+completely or not at all.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
 
 from trollmoves.errors import UnpackFailed
@@ -17,59 +16,30 @@ from trollmoves.unpacking.archive_reader import translate_os_errors
 from trollmoves.unpacking.bzip import unpack_bzip
 from trollmoves.unpacking.packed_file import PackedFile
 from trollmoves.unpacking.staging import StagingDirectory
-from trollmoves.unpacking.xrit import unpack_xrit
+from trollmoves.unpacking.xrit import PROGRAM, unpack_xrit
 
-__all__ = ["UNPACKERS", "Unpacker", "applies", "unpack", "unpacked_name"]
+__all__ = ["SUFFIXES", "applies", "unpack", "unpacked_name"]
 
 BLOCK = 1 << 20  # bytes
 PROGRAM_TIMEOUT = 300.0  # seconds; a segment takes less than one
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Settings of the caller for one file."""
-
-    program: str | None
-    block_size: int
-    program_timeout: float
-
-
-@dataclass(frozen=True)
-class Unpacker:
-    """An unpacker for file names that end in one of ``suffixes``."""
-
-    suffixes: tuple[str, ...]
-    unpack: Callable[[StagingDirectory, Settings], list[str]]
-
-
-UNPACKERS: Mapping[str, Unpacker] = MappingProxyType(
-    {
-        "tar": Unpacker(
-            (".tar", ".tar.gz", ".tgz", ".tar.bz2"),
-            lambda staging, settings: unpack_archive("tar", staging, settings.block_size),
-        ),
-        "zip": Unpacker((".zip",), lambda staging, settings: unpack_archive("zip", staging, settings.block_size)),
-        "xrit": Unpacker(
-            ("C_",), lambda staging, settings: unpack_xrit(staging, settings.program, settings.program_timeout)
-        ),
-        "bzip": Unpacker((".bz2",), lambda staging, settings: unpack_bzip(staging, settings.block_size)),
-    }
+SUFFIXES: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {"tar": (".tar", ".tar.gz", ".tgz", ".tar.bz2"), "zip": (".zip",), "xrit": ("C_",), "bzip": (".bz2",)}
 )
-
-
-_SUFFIXES = MappingProxyType({"xrit": ("C_", "__"), "bzip": (".bz2", "")})  # suffixes of packed and unpacked names
+"""The ends of the file names that each unpacker handles."""
+_UNPACKED_SUFFIXES = MappingProxyType({"xrit": "__", "bzip": ""})  # which replace those of packed names
 
 
 def applies(name: str, path: str) -> bool:
     """Return True if the unpacker ``name`` handles this file name; KeyError for an unknown unpacker."""
     base = os.path.basename(path)
-    return any(base.endswith(suffix) and base != suffix for suffix in UNPACKERS[name].suffixes)
+    return any(base.endswith(suffix) and base != suffix for suffix in SUFFIXES[name])
 
 
 def unpacked_name(name: str, path: str) -> str:
     """Return the name or path after unpacking; unchanged for other files and for archives."""
-    suffixes = _SUFFIXES.get(name)
-    return path.removesuffix(suffixes[0]) + suffixes[1] if suffixes and applies(name, path) else path
+    if name not in _UNPACKED_SUFFIXES or not applies(name, path):
+        return path
+    return path.removesuffix(SUFFIXES[name][0]) + _UNPACKED_SUFFIXES[name]
 
 
 def unpack(
@@ -88,7 +58,7 @@ def unpack(
     files of the same names are replaced atomically, so that unpacking again gives the same result.
 
     Args:
-        name: one of ``UNPACKERS``.
+        name: of an unpacker, a key of ``SUFFIXES``.
         path: the packed file; its name must match the unpacker.
         directory: target directory. Permissions follow the umask and are never world-writable; files of a tar archive
             keep their modification times.
@@ -106,12 +76,15 @@ def unpack(
         UnpackFailed: it fails until an operator changes something; the text names the archive and member.
         KeyError: the unpacker is unknown.
     """
-    unpacker = UNPACKERS[name]
     if not applies(name, path):
-        raise UnpackFailed(f"{path}: its name does not end in {' or '.join(unpacker.suffixes)}")
+        raise UnpackFailed(f"{path}: its name does not end in {' or '.join(SUFFIXES[name])}")
     with (
         PackedFile(path, on_opened) as source,
         translate_os_errors(f"{path} cannot be unpacked in {directory}"),
         StagingDirectory(source, directory) as staging,
     ):
-        return unpacker.unpack(staging, Settings(program or None, max(block_size, 1), program_timeout))
+        if name == "xrit":
+            return unpack_xrit(staging, program or PROGRAM, program_timeout)
+        if name == "bzip":
+            return unpack_bzip(staging, max(block_size, 1))
+        return unpack_archive(name, staging, max(block_size, 1))

@@ -23,7 +23,6 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from types import MappingProxyType
 from typing import IO, Any, BinaryIO, cast
 
 from trollmoves.errors import TemporaryUnpackError, UnpackError, UnpackFailed, UnpackHeld
@@ -235,11 +234,7 @@ class _ForwardOnlyFile:
             self._offset = self._stream.seek(position)
 
 
-_READERS: Mapping[str, Callable[[BinaryIO], Generator[Member, None, None]]] = MappingProxyType(
-    {"tar": _tar_members, "zip": _zip_members}
-)
-_DECOMPRESSORS: Mapping[str, Callable[[Any], Any]] = MappingProxyType(
-    {"gzip": lambda file: gzip.GzipFile(fileobj=file), "bz2": bz2.BZ2File}
-)
-_MAGIC: Mapping[bytes, str] = MappingProxyType({b"\x1f\x8b": "gzip", b"BZh": "bz2"})
+_READERS = {"tar": _tar_members, "zip": _zip_members}
+_DECOMPRESSORS: Mapping[str, Callable[[BinaryIO], Any]] = {"gzip": gzip.open, "bz2": bz2.open}
+_MAGIC = {b"\x1f\x8b": "gzip", b"BZh": "bz2"}
 _MAX_MAGIC = max(map(len, _MAGIC))

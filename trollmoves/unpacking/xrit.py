@@ -29,12 +29,12 @@ ENVIRONMENT = {"PATH", "HOME", "LANG", "LC_ALL", "LC_CTYPE", "LD_LIBRARY_PATH", 
 _EXTERNAL_SIGNALS = {-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP}
 
 
-def unpack_xrit(staging: StagingDirectory, program: str | None, timeout: float) -> list[str]:
+def unpack_xrit(staging: StagingDirectory, program: str, timeout: float) -> list[str]:
     """Unpack ``staging.packed`` by the program; return the path of the result.
 
     Args:
         staging: the staging directory.
-        program: its path, or its name in ``$PATH``; None: ``xRITDecompress``.
+        program: its path, or its name in ``$PATH``.
         timeout: seconds after which it is killed, with its child processes.
 
     Raises:
@@ -61,12 +61,12 @@ def unpack_xrit(staging: StagingDirectory, program: str | None, timeout: float) 
     return staging.commit({result: path})
 
 
-def _find_program(program: str | None) -> str:
-    found = shutil.which(program or PROGRAM)
+def _find_program(program: str) -> str:
+    found = shutil.which(program)
     if found is None:
-        where = "is not a program" if program and "/" in program else "is not in $PATH"
+        where = "is not a program" if "/" in program else "is not in $PATH"
         raise TemporaryUnpackError(
-            f"{program or PROGRAM} {where}: the option prog (server) or xritdecompressor (client) sets its path"
+            f"{program} {where}: the option prog (server) or xritdecompressor (client) sets its path"
         )
     return os.path.abspath(found)
 
