@@ -136,27 +136,20 @@ class FtpConnection(Connection):
 
     def _replies_soon(self) -> bool:
         """Return True if the server replies to an abort: some do not if there was no data."""
-        control = self._ftp.sock
-        assert control is not None  # noqa: S101  (it is connected)
-        control.settimeout(min(FINAL_REPLY_TIMEOUT, self._stall_timeout))
         try:
-            self._ftp.voidresp()
+            with self._timeout(FINAL_REPLY_TIMEOUT):
+                self._ftp.voidresp()
         except ftplib.Error:
             return True
         except (OSError, EOFError):
             return False
-        finally:
-            control.settimeout(self._stall_timeout)
         return True
 
     def _read_final_reply(self, broken: OSError | None) -> None:
         """Wait for the final reply; a server that closes the data connection may send the reason, or nothing."""
-        control = self._ftp.sock
-        assert control is not None  # noqa: S101  (it is connected)
         try:
-            if broken is not None:
-                control.settimeout(min(FINAL_REPLY_TIMEOUT, self._stall_timeout))
-            self._ftp.voidresp()
+            with self._timeout(self._stall_timeout if broken is None else FINAL_REPLY_TIMEOUT):
+                self._ftp.voidresp()
         except ftplib.Error:
             self._in_step = True
             raise
@@ -164,8 +157,6 @@ class FtpConnection(Connection):
             if broken is None:
                 raise
             raise ConnectionFailed(f"the data connection broke: {broken}") from error
-        finally:
-            control.settimeout(self._stall_timeout)
         if broken is not None:
             raise ConnectionFailed(f"the data connection broke: {broken}") from broken
 
@@ -219,16 +210,23 @@ class FtpConnection(Connection):
 
     def probe(self) -> None:
         """Send a NOOP."""
-        control = self._ftp.sock
-        assert control is not None  # noqa: S101  (it is alive)
-        control.settimeout(min(PROBE_TIMEOUT, self._stall_timeout))
-        with self._translate_errors():
+        with self._translate_errors(), self._timeout(PROBE_TIMEOUT):
             self._ftp.voidcmd("NOOP")
-        control.settimeout(self._stall_timeout)
 
     def close(self) -> None:
         """Close without QUIT."""
         self._ftp.close()
+
+    @contextlib.contextmanager
+    def _timeout(self, seconds: float) -> Iterator[None]:
+        """Wait at most ``seconds`` for a reply in the block, and at most the stall timeout."""
+        control = self._ftp.sock
+        assert control is not None  # noqa: S101  (it is connected)
+        control.settimeout(min(seconds, self._stall_timeout))
+        try:
+            yield
+        finally:
+            control.settimeout(self._stall_timeout)
 
     @contextlib.contextmanager
     def _translate_errors(self) -> Iterator[None]:
