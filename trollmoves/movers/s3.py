@@ -58,10 +58,10 @@ class S3Connection(Connection):
 
     partials = False
 
-    def __init__(self, parameters: ClientParameters, transfer: TransferConfig, extra: dict[str, Any]) -> None:
+    def __init__(self, parameters: ClientParameters, transfer: TransferConfig) -> None:
         self._parameters = parameters
         self._transfer = transfer
-        self._extra = extra
+        self._extra = parameters.extra_arguments()
         self._handles = {True: parameters.acquire(sums=True)}
         self.prepare(HostCapabilities("s3"), None)
 
@@ -311,7 +311,7 @@ class S3Mover(RemoteMover):
     def connect(self, login: Endpoint) -> Connection:
         """Return a connection over the clients for these parameters."""
         parameters = ClientParameters(self.attrs, login.user, login.password)
-        return S3Connection(parameters, self._transfer(), self._extra())
+        return S3Connection(parameters, self._transfer())
 
     def deliver(self, backend: Backend, source: SourceFile) -> None:
         """Deliver ``source`` by the operations that the service and the key allow."""
@@ -326,9 +326,3 @@ class S3Mover(RemoteMover):
             multipart_chunksize=chunk,
             max_concurrency=max(1, self.option("max_concurrency")),
         )
-
-    def _extra(self) -> dict[str, Any]:
-        extra = dict(self.option("s3_additional_kwargs") or {})
-        if self.option("requester_pays"):
-            extra["RequestPayer"] = "requester"
-        return extra

@@ -58,6 +58,13 @@ class ClientParameters:
         make = functools.partial(self.new_client, sums=sums)
         return shared_clients().acquire((self.key, sums), make, self._option("connection_timeout"))
 
+    def extra_arguments(self) -> dict[str, Any]:
+        """Return the arguments of each transfer besides bucket and key."""
+        extra = dict(self._option("s3_additional_kwargs") or {})
+        if self._option("requester_pays"):
+            extra["RequestPayer"] = "requester"
+        return extra
+
     def _option(self, name: str) -> Any:
         return options.value(self._attrs, name)
 

@@ -48,7 +48,7 @@ class S3Reader:
         parameters = ClientParameters(attrs, user, password)
         try:
             with translate_s3_errors(self._shown(url)):
-                self._download(self._client(parameters), url, stream, attrs)
+                self._download(parameters, url, stream, attrs)
         except Exception as error:
             redaction.remove_from_error(error, (password, *redaction.values_of(dict(attrs))))
             if isinstance(error, (AuthenticationFailed, PermissionRefused)):
@@ -70,9 +70,13 @@ class S3Reader:
     def _shown(url: ParseResult) -> str:
         return f"{url.netloc.rpartition('@')[2]}{url.path}"
 
-    def _download(self, client: S3Client, url: ParseResult, stream: BinaryIO, attrs: Mapping[str, Any]) -> None:
+    def _download(
+        self, parameters: ClientParameters, url: ParseResult, stream: BinaryIO, attrs: Mapping[str, Any]
+    ) -> None:
+        client = self._client(parameters)
         bucket, key = split_path(self._shown(url))
-        extra = _download_arguments(attrs)
+        given = parameters.extra_arguments()
+        extra = {name: value for name, value in given.items() if name in S3Transfer.ALLOWED_DOWNLOAD_ARGS}
         reply = client.s3.get_object(Bucket=bucket, Key=key, **extra)
         with reply["Body"] as body:
             if reply["ContentLength"] <= PARALLEL_FROM:
@@ -100,11 +104,3 @@ class S3Reader:
     def _forget(self, parameters: ClientParameters) -> None:
         with self._lock, suppress(KeyError):
             del self._clients[parameters.key]
-
-
-def _download_arguments(attrs: Mapping[str, Any]) -> dict[str, Any]:
-    given = dict(options.value(attrs, "s3_additional_kwargs") or {})
-    extra = {name: value for name, value in given.items() if name in S3Transfer.ALLOWED_DOWNLOAD_ARGS}
-    if options.value(attrs, "requester_pays"):
-        extra["RequestPayer"] = "requester"
-    return extra
