@@ -157,8 +157,7 @@ class Command:
         finally:
             del progress.running[delivery.source.path]
             delivery.seconds = time.monotonic() - started
-            if mover.source is not None:
-                mover.source = None
+            mover.source = None
         progress.add(delivery.size, delivered=True)
 
     def _abort(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import random
+import re
 import time
 from abc import abstractmethod
 from collections.abc import Hashable
@@ -23,6 +24,7 @@ logger = logging.getLogger(__name__)
 CAPACITY_RETRY_DELAYS = (0.2, 0.5, 1.0)  # seconds; a host may count a connection for a moment after it was closed
 BACKUP_BUDGET = 3  # connection_timeout times this, plus stall_timeout: seconds after which no further target is tried
 RETRY_DELAY = 0.3  # seconds before the second attempt to connect; doubled for each further one
+_UNSENDABLE = re.compile(r"[\0\r\n\ud800-\udfff]")  # characters of a login that no protocol can send
 
 
 class Endpoint(NamedTuple):
@@ -218,15 +220,11 @@ def checked_login(destination: ParseResult) -> tuple[str | None, str | None]:
     """Return user and password of a URL; raise BadDestination if no protocol can send them."""
     user, password = urls.user(destination), urls.password(destination)
     for text in filter(None, (user, password)):
-        if set(text) & set("\0\r\n") or (not text.isascii() and _has_surrogates(text)):
+        if _UNSENDABLE.search(text):
             raise BadDestination(
                 f"{urls.redacted(destination)}: user and password must be UTF-8 text without line breaks and NUL"
             )
     return user, password
-
-
-def _has_surrogates(text: str) -> bool:
-    return any("\ud800" <= char <= "\udfff" for char in text)
 
 
 def _connection_survives(error: BaseException) -> bool:
