@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import socket
-from types import TracebackType
 
 from trollmoves import errors
 
@@ -48,7 +47,7 @@ class translate_os_errors:  # noqa: N801  (used like a function in ``with``)
     def __enter__(self) -> None:
         """Do nothing."""
 
-    def __exit__(self, kind: object, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         """Translate an ``OSError``."""
         if isinstance(error, OSError) and not isinstance(error, errors.TrollmovesError):
             raise from_os_error(error, self.action) from error

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable
-from types import TracebackType
 from typing import BinaryIO
 
 from trollmoves.errors import TemporaryUnpackError, UnpackFailed
@@ -45,9 +44,7 @@ class PackedFile:
         """Return the open file."""
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Close the file."""
         os.close(self.fd)
 

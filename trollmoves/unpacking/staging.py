@@ -18,7 +18,6 @@ import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
-from types import TracebackType
 from typing import BinaryIO
 
 from trollmoves.errors import UnpackFailed
@@ -67,9 +66,7 @@ class StagingDirectory:
             raise
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Remove the directory."""
         self._cleanup()
 
