@@ -159,7 +159,7 @@ def burst(logs: Path, *, count: int, old: bool) -> Iterator[Figure]:
 
 
 def processors(logs: Path, *, count: int, seconds: int) -> Iterator[Figure]:
-    """Repeat the burst and the steady rates with each daemon on a processor of its own."""
+    """Repeat the burst and the steady rates with one processor for each daemon."""
     own = sorted(os.sched_getaffinity(0))[:2]
     if len(own) < 2:
         return
