@@ -262,7 +262,7 @@ class PackingFeeder(Feeder):
 PACKED: Mapping[str, object] = {"compression": "bzip", "delete": "true"}
 
 
-class UnpackingClientScenario(PlainScenario):
+class UnpackingServerScenario(PlainScenario):
     """A server that unpacks."""
 
     server = {**PACKED, "remove_delay": 0.2}
@@ -286,7 +286,7 @@ class UnpackingClientScenario(PlainScenario):
         until(lambda: not any(list(folder.iterdir()) for folder in folders), DEADLINE, "all is removed")
 
 
-class UnpackingServerScenario(PlainScenario):
+class UnpackingClientScenario(PlainScenario):
     """A client that unpacks, and removes the archives."""
 
     client = PACKED
@@ -499,7 +499,7 @@ PUBLISHED_TWICE = "one receipt is published twice"
 
 CASES = (
     Case("server", "found", PlainScenario, "the files are announced after the restart"),
-    Case("server", "unpacked", UnpackingClientScenario, "one file is unpacked twice", count=2),
+    Case("server", "unpacked", UnpackingServerScenario, "one file is unpacked twice", count=2),
     Case("server", "announcing", PlainScenario, "the files are announced after the restart"),
     Case("server", "announced", PlainScenario, "the files are announced after the restart"),
     Case("server", "published", PlainScenario, "some files are announced twice"),
@@ -523,13 +523,13 @@ CASES = (
     Case("client", "announcement-stored", PlainScenario, "it requests the file after the restart"),
     Case("client", "requesting", PlainScenario, "it requests the file after the restart", count=2),
     Case("client", "delivery-reported", PlainScenario, "it repeats the request, and gets an ack", count=2),
-    Case("client", "acked", UnpackingServerScenario, "it repeats the request; the ack is published twice", count=2),
+    Case("client", "acked", UnpackingClientScenario, "it repeats the request; the ack is published twice", count=2),
     Case("client", "receipt-published", PlainScenario, PUBLISHED_TWICE, count=2),
     Case("client", "committed", PlainScenario, "receipts of the last half second are published twice"),
     Case("client", "receipt-republished", KilledBeforeScenario, "the receipt is published once more"),
-    Case("client", "unpacked", UnpackingServerScenario, "one file is unpacked twice", count=2),
-    Case("client", "discarding", UnpackingServerScenario, "the archive is removed after the restart", count=2),
-    Case("client", "discarded", UnpackingServerScenario, DELAY, count=2),
+    Case("client", "unpacked", UnpackingClientScenario, "one file is unpacked twice", count=2),
+    Case("client", "discarding", UnpackingClientScenario, "the archive is removed after the restart", count=2),
+    Case("client", "discarded", UnpackingClientScenario, DELAY, count=2),
     Case(
         "mirror",
         "announcement-received",
