@@ -84,8 +84,7 @@ class PostgresDatabase:
 
     def measure_clock(self) -> None:
         """Compare the clock with that of the engine; a later one is adopted."""
-        with self.connection() as db:
-            self._measure_clock(db)
+        self._repeat(self._measure_clock, "read")
 
     def _measure_clock(self, db: Connection) -> None:
         before = boot_time()

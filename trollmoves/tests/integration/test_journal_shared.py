@@ -441,6 +441,16 @@ def test_a_lost_transaction_is_repeated(join: Join, cause: str) -> None:
     assert found.tries == 9
 
 
+def test_a_lost_comparison_of_clocks_is_repeated(join: Join) -> None:
+    """If the connection is lost, the clock is compared with that of the engine on a new one."""
+    database = join().membership._database
+    ((pid,),) = database.read("SELECT pg_backend_pid()")
+    with psycopg.connect(shared_server().url, autocommit=True) as other:
+        other.execute("SELECT pg_terminate_backend(%s)", (pid,))
+        until(lambda: not other.execute("SELECT 1 FROM pg_stat_activity WHERE pid = %s", (pid,)).fetchone())
+    database.measure_clock()
+
+
 @pytest.mark.parametrize("within", ["no transaction", pytest.param("a transaction", marks=pytest.mark.slow)])
 def test_a_suspended_member_loses_its_tasks(join: Join, within: str) -> None:
     """A member that does not renew its lease fences itself; another one frees its tasks, and it stores no more.
