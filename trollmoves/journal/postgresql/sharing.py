@@ -86,9 +86,9 @@ Identity = tuple[str, str, str]
 class Allotment:
     """Which tasks of one transaction this member holds: those of its keys, as long as their lanes have room."""
 
-    def __init__(self, sharing: PostgresSharing, source: WorkSource | None) -> None:
+    def __init__(self, sharing: PostgresSharing) -> None:
         self._sharing = sharing
-        self._source = source
+        self._source = sharing.source
         self._rooms: dict[tuple[str, str], int] = {}
         self.crowded = False
 
@@ -122,7 +122,7 @@ class PostgresSharing:
         self._database = database
         self._membership = membership
         self.host = membership.name
-        self._source: WorkSource | None = None
+        self.source: WorkSource | None = None
         self._members: Sequence[int] = (membership.id,)
         self._addresses: Mapping[int, Mapping[str, str]] = {}  # by member and chain; replaced, never modified
         self._own_addresses: dict[str, str] = {}
@@ -135,7 +135,7 @@ class PostgresSharing:
         self._listener: threading.Thread | None = None
 
     def attach(self, source: WorkSource) -> None:
-        self._source = source
+        self.source = source
 
     def keep_on_host(self, chain: str, kind: str, *, until_shared: bool = False) -> None:
         """Leave new tasks of this kind to members on this host, or on each host that has stored them."""
@@ -169,10 +169,6 @@ class PostgresSharing:
         """Return True if the key belongs to this member; all members agree about this without a query."""
         members = self._members
         return members[zlib.crc32(to_sqlite_text(key).encode()) % len(members)] == self._membership.id
-
-    def allot(self) -> Allotment:
-        """Begin a transaction that stores tasks."""
-        return Allotment(self, self._source)
 
     def notify(self, db: Connection) -> None:
         """Wake the other members when a transaction ends, unless that was done a moment ago."""
@@ -308,8 +304,3 @@ class PostgresSharing:
         self._stop.set()
         if self._listener is not None:
             self._listener.join(2 * LISTEN_TIMEOUT)
-
-
-def held_identities(tasks: Mapping[Identity, Task], allotment: Allotment | None) -> set[Identity]:
-    """Return which new tasks of a transaction this member holds; without sharing all."""
-    return {identity for identity, task in tasks.items() if allotment is None or allotment.takes(task)}

@@ -27,7 +27,7 @@ from trollmoves.journal.postgresql.members import TRIED, Membership
 from trollmoves.journal.postgresql.queries import PostgresQueries, translated
 from trollmoves.journal.postgresql.schema import IDENT_PREFIX, ident
 from trollmoves.journal.postgresql.secrets import LoginCipher
-from trollmoves.journal.postgresql.sharing import Allotment, Identity, PostgresSharing, held_identities
+from trollmoves.journal.postgresql.sharing import Allotment, Identity, PostgresSharing
 from trollmoves.journal.records import (
     BACKLOG,
     FRESH,
@@ -173,7 +173,7 @@ class PostgresTasks(PostgresQueries, TaskQueries):
         return self._database.run(work, now)
 
     def _allot(self) -> Allotment | None:
-        return self._sharing.allot() if self._sharing else None
+        return Allotment(self._sharing) if self._sharing else None
 
     def _add(
         self,
@@ -197,7 +197,7 @@ class PostgresTasks(PostgresQueries, TaskQueries):
         for task in tasks:
             first.setdefault(_identity(task), task)
         is_full = self._membership.held >= MAX_BORN_HELD
-        held = set() if is_full else _first_of_turns(first, held_identities(first, allotment))
+        held = set() if is_full else _held_identities(first, allotment)
         rows = [
             {"position": position, "place": place, **self._row(identity, first[identity], now, identity in held)}
             for place, (identity, position) in enumerate(sorted(zip(first, range(len(first)), strict=True)))
@@ -602,13 +602,16 @@ class _Editor:
         task.held = self._tasks.reset(self._db, task)
 
 
-def _first_of_turns(tasks: Mapping[Identity, Task], identities: set[Identity]) -> set[Identity]:
-    """Return these identities of tasks, without the later ones of each turn."""
-    first: dict[tuple[str, str], Identity] = {}
+def _held_identities(tasks: Mapping[Identity, Task], allotment: Allotment | None) -> set[Identity]:
+    """Return which new tasks this member holds: those that are allotted to it, of each turn the first one."""
+    held: set[Identity] = set()
+    turns: set[tuple[str, str]] = set()
     for identity, task in tasks.items():
-        if task.turn and identity in identities:
-            first.setdefault((task.chain, task.turn), identity)
-    return {one for one in identities if not (turn := tasks[one].turn) or first[one[0], turn] == one}
+        turn = task.chain, task.turn
+        if (allotment is None or allotment.takes(task)) and not (task.turn and turn in turns):
+            held.add(identity)
+            turns.add(turn)
+    return held
 
 
 _BEGINS = f"{ident('key')} >= %s AND {ident('key')} < %s AND starts_with(key, %s)"
