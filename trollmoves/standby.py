@@ -35,7 +35,7 @@ class Standby:
         service: ServiceManager,
         control: str,
         handlers: Mapping[str, Handler],
-        on_waiting: Callable[[], None] = lambda: None,
+        on_waiting: Callable[[], None],
     ) -> None:
         self._on_waiting = on_waiting
         self._journal = journal

@@ -45,6 +45,7 @@ from trollmoves.journal.records import (
     to_sqlite_time,
 )
 from trollmoves.journal.sharing import LaneDemand, Outage, Sharing
+from trollmoves.journal.sqlite import network_warning, place_journal
 from trollmoves.journal.views import (
     AnnouncedRow,
     FailureRow,
@@ -113,9 +114,6 @@ __all__ = [
     "state_directories",
     "to_sqlite_time",
 ]
-
-network_warning = sqlite.network_warning
-place_journal = sqlite.place_journal
 
 
 def open_journal(

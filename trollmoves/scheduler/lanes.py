@@ -220,13 +220,16 @@ class Lane:
             is_full = len(self.in_flight) >= limit or not self.may_probe
             return 0 if is_full or self.breaker.is_probing(self.in_flight) else 1
         if kind.async_handler:
-            return max(0, limit * (self.burst_factor if self.rate.is_high() else 1) - len(self.in_flight))
+            return max(0, limit * self._burst() - len(self.in_flight))
         slots = limit * PREFETCH - len(self.in_flight)
         return slots if limit and slots >= limit * PREFETCH // 4 else 0
 
     def limit(self, kind: TaskKind) -> int:
         """Return how many tasks may run here concurrently: this member's part of the limit, if the lane is shared."""
         return kind.limit if self.share is None else self.share
+
+    def _burst(self) -> int:
+        return self.burst_factor if self.rate.is_high() else 1
 
     # -- a lane that the members of a fleet share
 
@@ -237,7 +240,7 @@ class Lane:
     def used(self) -> int:
         """Return the part of the limit that running tasks use. Any thread."""
         if self.kind and self.kind.async_handler:
-            return math.ceil(len(self.in_flight) / (self.burst_factor if self.rate.is_high() else 1))
+            return math.ceil(len(self.in_flight) / self._burst())
         return self.workers
 
     def has_excess_workers(self) -> bool:
@@ -249,7 +252,7 @@ class Lane:
         kind = self.kind
         if kind is None or self.paused or self.breaker.failures or self.journal_pending:
             return 0
-        factor = PREFETCH if kind.handler else self.burst_factor if self.rate.is_high() else 1
+        factor = PREFETCH if kind.handler else self._burst()
         return self.limit(kind) * factor - len(self.in_flight) - len(self._submitted)
 
     def _claim_submitted(self, slots: int, now: float) -> list[Task]:
