@@ -12,16 +12,12 @@ from trollmoves.journal.location import LOCK_SUFFIX
 from trollmoves.journal.records import to_sqlite_text
 from trollmoves.journal.sqlite.database import SCHEMA_VERSION
 from trollmoves.journal.sqlite.files import acquire_lock, connect_read_only, to_journal_error
+from trollmoves.journal.sqlite.recovery import SOURCES, TABLES
 from trollmoves.journal.views import TableRows
 
 _COPIED_META = ("identity", "time", "forgotten", "role", "config")
-_TABLES = {
-    "tasks": "id, chain, kind, key, lane, rank, due, state, tries, created, finished, announcement_number, body, "
-    "reply, failure, size, seconds, destination, peer",
-    "announcements": "id, chain, number, uri, uid, size, mtime, created, message",
-    "sources": "chain, log, address, received_through",
-    "lanes": "chain, lane, done, bytes, last_done, last_id, failure, error, failing_since, updated",
-}
+_LANES = ("chain", "lane", "done", "bytes", "last_done", "last_id", "failure", "error", "failing_since", "updated")
+_TABLES = {**TABLES, "sources": SOURCES, "lanes": _LANES}
 
 
 @contextmanager
@@ -41,7 +37,7 @@ def exported(path: str) -> Iterator[list[TableRows]]:
             marks = ", ".join("?" * len(_COPIED_META))
             meta = db.execute(f"SELECT key, value FROM meta WHERE key IN ({marks})", _COPIED_META).fetchall()
             tables = [
-                TableRows(table, columns.split(", "), _texts(db.execute(f"SELECT {columns} FROM {table}")))
+                TableRows(table, list(columns), _texts(db.execute(f"SELECT {', '.join(columns)} FROM {table}")))
                 for table, columns in _TABLES.items()
             ]
             yield [TableRows("meta", ["key", "value"], iter(meta)), *tables]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import closing, suppress
 
 from trollmoves.journal.sqlite.files import WAL_SUFFIXES
@@ -22,7 +22,8 @@ _TEXT, _INT, _REAL, _MAYBE_INT, _MAYBE_REAL, _MAYBE_TEXT = (
     (float, int, type(None)),
     (str, type(None)),
 )
-_TABLES: dict[str, dict[str, tuple[type, ...]]] = {
+Columns = Mapping[str, tuple[type, ...]]
+TABLES: Mapping[str, Columns] = {  # with ids
     "tasks": {
         "id": _INT, "chain": _TEXT, "kind": _TEXT, "key": _TEXT, "lane": _TEXT, "rank": _INT, "due": _REAL,
         "state": _INT, "tries": _INT, "created": _REAL, "finished": _MAYBE_REAL,
@@ -34,7 +35,7 @@ _TABLES: dict[str, dict[str, tuple[type, ...]]] = {
         "mtime": _MAYBE_INT, "created": _REAL, "message": _TEXT,
     },
 }  # fmt: skip
-_SOURCES = {"chain": _TEXT, "log": _TEXT, "address": _TEXT, "received_through": _INT}
+SOURCES: Columns = {"chain": _TEXT, "log": _TEXT, "address": _TEXT, "received_through": _INT}
 
 
 class NotAJournal(sqlite3.DatabaseError):
@@ -78,9 +79,9 @@ def salvage(renamed: str, db: sqlite3.Connection) -> int:
         damaged.text_factory = _text
         db.execute("BEGIN IMMEDIATE")
         try:
-            for table, columns in _TABLES.items():
+            for table, columns in TABLES.items():
                 count += _copy(db, table, columns, _rows(damaged, table, columns))
-            count += _copy(db, "sources", _SOURCES, _sources(damaged))
+            count += _copy(db, "sources", SOURCES, _sources(damaged))
         except BaseException:
             with suppress(sqlite3.Error):
                 db.execute("ROLLBACK")
@@ -89,9 +90,7 @@ def salvage(renamed: str, db: sqlite3.Connection) -> int:
     return count
 
 
-def _copy(
-    db: sqlite3.Connection, table: str, columns: Mapping[str, tuple[type, ...]], rows: Iterator[tuple[object, ...]]
-) -> int:
+def _copy(db: sqlite3.Connection, table: str, columns: Columns, rows: Iterator[tuple[object, ...]]) -> int:
     before = db.total_changes
     complete = (row for row in rows if all(map(isinstance, row, columns.values())))
     db.executemany(
@@ -100,7 +99,7 @@ def _copy(
     return db.total_changes - before
 
 
-def _rows(damaged: sqlite3.Connection, table: str, columns: Iterable[str]) -> Iterator[tuple[object, ...]]:
+def _rows(damaged: sqlite3.Connection, table: str, columns: Columns) -> Iterator[tuple[object, ...]]:
     """Yield the rows of a table, skipping unreadable ones."""
     try:
         last = damaged.execute(f"SELECT max(id) FROM {table}").fetchone()[0]
@@ -119,7 +118,7 @@ def _rows(damaged: sqlite3.Connection, table: str, columns: Iterable[str]) -> It
 
 def _sources(damaged: sqlite3.Connection) -> Iterator[tuple[object, ...]]:
     with suppress(sqlite3.Error):
-        yield from damaged.execute(f"SELECT {', '.join(_SOURCES)} FROM sources")
+        yield from damaged.execute(f"SELECT {', '.join(SOURCES)} FROM sources")
 
 
 def _text(raw: bytes) -> str | None:
