@@ -71,7 +71,6 @@ class PostgresJournal(PostgresOrders, PostgresAnnouncements, PostgresPruning, St
             raise
         self.sharing = PostgresSharing(database, membership) if sharing else None
         super().__init__(database, membership, cipher, self.sharing)
-        self.membership = membership
         self._url = url
         self.path = database.path
         self.identity = database.identity

@@ -146,7 +146,7 @@ class PostgresTasks(PostgresQueries, TaskQueries):
         database: PostgresDatabase,
         membership: Membership,
         cipher: LoginCipher,
-        sharing: PostgresSharing | None = None,
+        sharing: PostgresSharing | None,
     ) -> None:
         self._sharing = sharing
         self._database = database

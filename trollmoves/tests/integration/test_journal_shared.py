@@ -71,7 +71,7 @@ def join() -> Iterator[Join]:
 def execute(journal: PostgresJournal, statement: str) -> None:
     """Change the database of a journal as an operator could."""
     with psycopg.connect(shared_server().url, autocommit=True) as db:
-        db.execute(f"SET search_path TO {journal.membership._database.location.schema}".encode())
+        db.execute(f"SET search_path TO {journal._membership._database.location.schema}".encode())
         db.execute(statement.encode())
 
 
@@ -80,7 +80,7 @@ def bury(journal: PostgresJournal, other: PostgresJournal) -> None:
     execute(journal, f"UPDATE members SET process = regexp_replace(process, '[0-9]+$', '0') WHERE id = {other.life}")
 
     def is_buried() -> bool:
-        journal.membership.bury_ended()
+        journal._membership.bury_ended()
         return other.life not in {member.life for member in journal.members()}
 
     until(is_buried)
@@ -88,8 +88,8 @@ def bury(journal: PostgresJournal, other: PostgresJournal) -> None:
 
 def suspend(journal: PostgresJournal) -> None:
     """End the thread of a member, so that it neither renews its lease nor learns of its burial."""
-    journal.membership._stop.set()
-    journal.membership._thread.join()
+    journal._membership._stop.set()
+    journal._membership._thread.join()
 
 
 def test_members_have_one_identity_and_different_lives(join: Join) -> None:
@@ -220,7 +220,7 @@ def test_a_call_at_the_instant_of_a_burial(join: Join, call: str) -> None:
         "add": lambda: one.add_tasks([task("next")]),
     }
     member = int(one.life)
-    with two.membership._database.connect() as db, ThreadPoolExecutor(1) as pool:
+    with two._membership._database.connect() as db, ThreadPoolExecutor(1) as pool:
         with db.transaction():
             db.execute("SELECT 1 FROM members WHERE id = %s FOR UPDATE", (member,))
             _bury(db, [member], killed=True)
@@ -434,7 +434,7 @@ def test_a_lost_transaction_is_repeated(join: Join, cause: str) -> None:
                 until(lambda: not other.execute(alive, (pids[0],)).fetchone())
         db.execute("UPDATE tasks SET tries = 9")
 
-    journal.membership._database.run(work)
+    journal._membership._database.run(work)
     assert len(pids) == 2
     found = journal.find("chain", "fetch", "a")
     assert found is not None
@@ -443,7 +443,7 @@ def test_a_lost_transaction_is_repeated(join: Join, cause: str) -> None:
 
 def test_a_lost_comparison_of_clocks_is_repeated(join: Join) -> None:
     """If the connection is lost, the clock is compared with that of the engine on a new one."""
-    database = join().membership._database
+    database = join()._membership._database
     ((pid,),) = database.read("SELECT pg_backend_pid()")
     with psycopg.connect(shared_server().url, autocommit=True) as other:
         other.execute("SELECT pg_terminate_backend(%s)", (pid,))
@@ -463,7 +463,7 @@ def test_a_suspended_member_loses_its_tasks(join: Join, within: str) -> None:
     try:
         one.add_tasks([task("a")])
         if within == "a transaction":
-            db = stack.enter_context(one.membership._database.connect())
+            db = stack.enter_context(one._membership._database.connect())
             db.execute("BEGIN")
             db.execute("UPDATE tasks SET tries = 9")
         suspend(one)
@@ -493,10 +493,10 @@ def test_a_member_that_leaves_gives_its_tasks_back(join: Join) -> None:
     """After a normal end the tasks and leases are free immediately, and nothing counts as lost."""
     one, two = join(), join()
     one.add_tasks([task("a")])
-    assert one.membership.take("fleet")
-    assert not two.membership.take("fleet")
+    assert one._membership.take("fleet")
+    assert not two._membership.take("fleet")
     one.close()
-    assert two.membership.take("fleet")
+    assert two._membership.take("fleet")
     assert keys(two.claim("chain", "lane", 5, LATER)) == ["a"]
     assert two.finished_before_kill("chain", ["fetch"], 1000.0) == []
 
@@ -656,7 +656,7 @@ def test_a_failed_call_before_a_fail_over(join: Join) -> None:
     """An announcement that was stored, although its call failed, is returned by the next call for publication."""
     one = join()
     append_announcements(one, "chain", [announced(1)])
-    ((created,),) = one.membership._database.read("SELECT created FROM announcements")
+    ((created,),) = one._membership._database.read("SELECT created FROM announcements")
     one._doubtful_appends["chain"] = [created]
     execute(one, "UPDATE logs SET last = last + 1000000")
     assert [record.number for record in one.append("chain", (), lambda _, first: [announced(first)])] == [1, 1_000_002]
@@ -674,7 +674,7 @@ def test_logins_are_not_in_the_database(tmp_path: pytest.TempPathFactory, with_k
     try:
         one.add_tasks([task("a", body=body)])
         with psycopg.connect(shared_server().url) as db:
-            schema = one.membership._database.location.schema
+            schema = one._membership._database.location.schema
             rows = db.execute(f"SELECT body FROM {schema}.tasks".encode()).fetchall()
         assert "secret" not in str(rows)
         here, there = one.find("chain", "fetch", "a"), two.find("chain", "fetch", "a")

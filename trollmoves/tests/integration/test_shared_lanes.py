@@ -107,14 +107,14 @@ class Member:
 
     def kill(self, other: Member) -> None:
         """End the renewal of the lease and the scheduler; another member notices the end of the lease."""
-        self.journal.membership._stop.set()
-        self.journal.membership._thread.join()
+        self.journal._membership._stop.set()
+        self.journal._membership._thread.join()
         self.scheduler.stop(5)
         expire = "UPDATE members SET lease_until = 0 WHERE id = %s"
         self.journal._database.run_statement(lambda db: db.execute(expire, (int(self.journal.life),)))
         process = "UPDATE members SET process = regexp_replace(process, '[0-9]+$', '0') WHERE id = %s"
         self.journal._database.run_statement(lambda db: db.execute(process, (int(self.journal.life),)))
-        other.journal.membership.bury_ended()
+        other.journal._membership.bury_ended()
 
     def close(self) -> None:
         """Leave the fleet."""
