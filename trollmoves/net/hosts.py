@@ -11,8 +11,6 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
-from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass, field
 
 import netifaces
@@ -20,11 +18,11 @@ import netifaces
 _HOST_AND_PORT = re.compile(r"(?:[\w.-]{1,255}|\[[0-9A-Fa-f:.]{2,45}(?:%[\w.-]{1,32})?\]):([0-9]{1,5})", re.ASCII)
 
 CACHE_TTL = 60.0  # seconds that facts about this host are cached: DHCP and DNS may change them
-LOOKUP_TIMEOUT = 2.0  # seconds that a caller waits for DNS; on timeout the host counts as remote
+LOOKUP_TIMEOUT = 2.0  # seconds that a caller waits for the first answer; without it the host counts as remote
 MAX_LOOKUPS = 16  # concurrent DNS lookups
 MAX_CACHED_ANSWERS = 1000  # bounds the memory when requests name many hosts
 REFRESH = 10.0  # seconds between two look-ups of a name that a connection uses
-FIRST_WAIT = 0.2  # seconds that the first call for a name waits for its look-up
+FIRST_WAIT = 0.2  # seconds after the first call for a name in which callers wait for its addresses
 CACHE_SIZE = 1000  # parsed addresses; few distinct ones are in use
 MAX_LENGTH = 255  # characters of a host name or address
 
@@ -58,7 +56,7 @@ def own_address() -> str:
 
 def own_addresses() -> list[str]:
     """Return the addresses of the interfaces of this host."""
-    return this_host().addresses()
+    return list(_interface_addresses())
 
 
 @functools.lru_cache(maxsize=1)
@@ -70,14 +68,21 @@ def process_resolver() -> Resolver:
 class Resolver:
     """Resolves host names in separate threads, and keeps the last addresses while a name server does not answer.
 
-    Thread-safe. No call waits for a name server, except the first one for a name, for at most ``FIRST_WAIT`` seconds.
+    Thread-safe. Calls only wait for the first addresses of a name, until ``first_wait`` seconds after the first call.
     """
 
-    def __init__(self, look_up: Callable[[str], Sequence[str]] | None = None, refresh: float = REFRESH) -> None:
-        self._look_up = look_up or _look_up_addresses
+    def __init__(
+        self,
+        look_up: Callable[[str], Sequence[str]] | None = None,
+        refresh: float = REFRESH,
+        first_wait: float = FIRST_WAIT,
+    ) -> None:
+        self._look_up = look_up or _look_up
         self._refresh = refresh
+        self._first_wait = first_wait
         self._lock = threading.Lock()
         self._names: OrderedDict[str, _Name] = OrderedDict()
+        self._running = 0  # look-ups, also of names that are forgotten
 
     def addresses(self, name: str) -> tuple[str, ...]:
         """Return the last known addresses of a host, IPv4 first; empty if there are none yet.
@@ -86,28 +91,29 @@ class Resolver:
         """
         if len(name) > MAX_LENGTH:
             return ()
+        now = time.monotonic()
         with self._lock:
             known = self._names.get(name)
-            is_new = known is None
             if known is None:
                 known = self._names[name] = _Name()
                 if len(self._names) > MAX_CACHED_ANSWERS:
                     self._names.popitem(last=False)
-            if not known.is_running and time.monotonic() >= known.due:
-                self._start(name, known)
-        if is_new:
-            known.answered.wait(FIRST_WAIT)
+            if not known.is_running and now >= known.due:
+                self._start(name, known, now)
+        if known.is_running:
+            known.answered.wait(max(0.0, known.started + self._first_wait - now))
         return known.addresses
 
-    def _start(self, name: str, known: _Name) -> None:
+    def _start(self, name: str, known: _Name, now: float) -> None:
         """Start a look-up; the caller holds the lock."""
-        if sum(other.is_running for other in self._names.values()) >= MAX_LOOKUPS:
+        if self._running >= MAX_LOOKUPS:
             return
-        known.is_running = True
         try:
             threading.Thread(target=self._run, args=(name, known), name="dns-lookup", daemon=True).start()
         except RuntimeError:  # no more threads, or the interpreter is shutting down
-            known.is_running = False
+            return
+        known.is_running, known.started = True, now
+        self._running += 1
 
     def _run(self, name: str, known: _Name) -> None:
         try:
@@ -115,8 +121,10 @@ class Resolver:
         except (OSError, UnicodeError, ValueError):
             pass  # unknown name or no name server: the last addresses stay
         finally:
-            known.due = time.monotonic() + self._refresh
-            known.is_running = False
+            with self._lock:
+                known.due = time.monotonic() + self._refresh
+                known.is_running = False
+                self._running -= 1
             known.answered.set()
 
 
@@ -126,8 +134,9 @@ class _Name:
 
     addresses: tuple[str, ...] = ()
     due: float = 0.0  # monotonic, of the next look-up
+    started: float = 0.0  # monotonic, of the last look-up
     is_running: bool = False
-    answered: threading.Event = field(default_factory=threading.Event)
+    answered: threading.Event = field(default_factory=threading.Event)  # by the first look-up
 
 
 @functools.lru_cache(maxsize=1)
@@ -137,31 +146,29 @@ def this_host() -> LocalHost:
 
 
 class LocalHost:
-    """Names and addresses of this host, each cached for ``lifetime`` seconds.
+    """Names and addresses of this host, each cached for ``lifetime`` seconds. Thread-safe.
 
-    Thread-safe. Each DNS lookup runs in a separate thread, once per lifetime: the caller waits for at most ``timeout``
-    seconds, and not under the lock.
+    A caller waits for DNS for at most ``timeout`` seconds, and only at the first look-up of a name.
     """
 
     def __init__(
         self,
         lifetime: float = CACHE_TTL,
         timeout: float = LOOKUP_TIMEOUT,
-        look_up: Callable[[str], set[str]] | None = None,
+        look_up: Callable[[str], Sequence[str]] | None = None,
     ) -> None:
         self._lifetime = lifetime
-        self._timeout = timeout
         self._look_up = look_up or _look_up
+        self._resolver = Resolver(self._look_up_own, lifetime, timeout)
         self._lock = threading.Lock()
         self._addresses: tuple[float, list[str]] = (0.0, [])
         self._own: tuple[float, str] = (0.0, "")
-        self._answers: dict[str, tuple[float, Future[bool]]] = {}
 
     def is_local(self, host: str | None) -> bool:
         """Return True if ``host`` is this host; never raises.
 
         This host is: no host, ``localhost``, the name of this host, a loopback address, an address of an interface, or
-        a name that resolves to one of these. A name that cannot be resolved is remote.
+        a name that resolves to one of these. A name that was never resolved is remote.
         """
         name = (host or "").strip("[]").rstrip(".").lower()
         if name in ("", "localhost", "localhost.localdomain") or name.endswith(".localhost"):
@@ -171,9 +178,7 @@ class LocalHost:
         if _address(name):
             return self._is_own(name)
         own = socket.gethostname().lower()
-        if name in (own, own.partition(".")[0]):
-            return True
-        return self._lookup_result(name)
+        return name in (own, own.partition(".")[0]) or any(map(self._is_own, self._resolver.addresses(name)))
 
     def address(self) -> str:
         """Return the IPv4 address to advertise: on the default route's interface, else the best other one."""
@@ -185,10 +190,6 @@ class LocalHost:
         with self._lock:
             self._own = (time.monotonic() + self._lifetime, found)
         return found
-
-    def addresses(self) -> list[str]:
-        """Return the addresses of all interfaces."""
-        return list(self._interfaces())
 
     def _candidates(self) -> Iterator[str]:
         with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
@@ -213,40 +214,10 @@ class LocalHost:
         address = _address(text)
         return bool(address) and (_is_loopback(address) or address in self._interfaces())
 
-    def _lookup_result(self, name: str) -> bool:
-        now = time.monotonic()
-        with self._lock:
-            started, answer = self._answers.get(name, (0.0, None))
-            if answer is None or (now >= started + self._lifetime and answer.done()):
-                started, answer = now, self._start_lookup(name, now)
-        try:
-            return answer.result(max(0.0, started + self._timeout - now))
-        except FutureTimeout:
-            return False
-
-    def _start_lookup(self, name: str, now: float) -> Future[bool]:
-        """Start a lookup and return its future; the caller holds the lock."""
-        answer: Future[bool] = Future()
-        if len(self._answers) >= MAX_CACHED_ANSWERS:
-            self._answers = {key: value for key, value in self._answers.items() if not value[1].done()}
-        if sum(not pending.done() for _, pending in self._answers.values()) >= MAX_LOOKUPS:
-            answer.set_result(False)
-            return answer
-        self._answers[name] = (now, answer)
-        try:
-            threading.Thread(target=self._look_up_thread, args=(name, answer), name="dns-lookup", daemon=True).start()
-        except RuntimeError:  # no more threads, or the interpreter is shutting down
-            answer.set_result(False)
-        return answer
-
-    def _look_up_thread(self, name: str, answer: Future[bool]) -> None:
-        local = False
-        try:
-            local = any(map(self._is_own, self._look_up(name))) or _is_own_fqdn(name)
-        except (OSError, UnicodeError, ValueError):
-            pass  # unknown name or no name server: remote
-        finally:
-            answer.set_result(local)
+    def _look_up_own(self, name: str) -> Sequence[str]:
+        """Return the addresses of a host, with a loopback address if its name is the FQDN of this host."""
+        found = self._look_up(name)
+        return (*found, "127.0.0.1") if not any(map(self._is_own, found)) and _is_own_fqdn(name) else found
 
 
 def _is_own_fqdn(name: str) -> bool:
@@ -255,11 +226,8 @@ def _is_own_fqdn(name: str) -> bool:
     return name.partition(".")[0] == short and name == socket.getfqdn().lower()
 
 
-def _look_up(name: str) -> set[str]:
-    return {str(info[4][0]) for info in socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)}
-
-
-def _look_up_addresses(name: str) -> list[str]:
+def _look_up(name: str) -> list[str]:
+    """Return the addresses of a host, IPv4 first."""
     found = [str(info[4][0]) for info in socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)]
     return sorted(dict.fromkeys(found), key=lambda address: ":" in address)
 

@@ -90,7 +90,7 @@ def condition(text: str) -> None:
     CONDITIONS.mismatch_reason({"a": text, "b": text, "c": text})
 
 
-LOCAL_HOST = hosts.LocalHost(look_up=lambda _: set())  # a name server that knows no name
+LOCAL_HOST = hosts.LocalHost(look_up=lambda _: ())  # a name server that knows no name
 RESOLVER = hosts.Resolver(lambda _: ())
 
 
