@@ -92,9 +92,9 @@ class _ScanQueue:
         if directory.wd is not None:
             self._steps = oldest_first(directory.path, directory.since_ns)
         elif self._polling:
-            self._steps, self._trigger = settled(directory), Trigger.SETTLED
+            self._steps, self._trigger = compared(directory, State.SETTLED), Trigger.SETTLED
         else:
-            self._steps = changed(directory)
+            self._steps = compared(directory, State.CHANGED)
 
     def clear(self) -> None:
         self._waiting.clear()
@@ -133,43 +133,22 @@ def _sorted_steps(found: list[tuple[int, str]]) -> Iterator[list[str]]:
         yield [path for _, path in found[at : at + STEP_ENTRIES]]
 
 
-def changed(directory: Directory) -> Iterator[list[str]]:
-    """Yield the paths of the files that changed since the directory's snapshot; renew the snapshot in the end.
-
-    Raises:
-        OSError: The directory cannot be listed.
-    """
-    return _diff(directory, _State.CHANGED)
-
-
-def settled(directory: Directory) -> Iterator[list[str]]:
-    """Yield, once, the paths of the files unchanged since the directory's snapshot; renew the snapshot in the end.
-
-    Raises:
-        OSError: The directory cannot be listed.
-    """
-    return _diff(directory, _State.SETTLED)
-
-
-def snapshot(directory: Directory) -> Iterator[list[str]]:
-    """Renew the directory's snapshot, with all its files marked as reported; yield only empty lists.
-
-    Raises:
-        OSError: The directory cannot be listed.
-    """
-    return _diff(directory, None)
-
-
-class _State(enum.Enum):
-    """A file compared with the last snapshot."""
+class State(enum.Enum):
+    """A file compared with the last snapshot of its directory."""
 
     CHANGED = enum.auto()
-    SETTLED = enum.auto()
+    SETTLED = enum.auto()  # unchanged for the first time
     REPORTED = enum.auto()
 
 
-def _diff(directory: Directory, wanted: _State | None) -> Iterator[list[str]]:
-    """Yield the paths of the files in one state; with None, mark all files as reported."""
+def compared(directory: Directory, wanted: State | None) -> Iterator[list[str]]:
+    """Yield the paths of the files in one state; renew the directory's snapshot in the end.
+
+    With None, yield empty lists, and mark all files as reported.
+
+    Raises:
+        OSError: The directory cannot be listed.
+    """
     before: Snapshot = directory.snapshot or {}
     now: Snapshot = {}
     paths = []
@@ -179,7 +158,7 @@ def _diff(directory: Directory, wanted: _State | None) -> Iterator[list[str]]:
             if stat is not None:
                 size, mtime, inode, reported = before.get(entry.name, _MISSING)
                 same = (size, mtime, inode) == (stat.st_size, stat.st_mtime_ns, stat.st_ino)
-                if wanted is (_State.CHANGED if not same else _State.REPORTED if reported else _State.SETTLED):
+                if wanted is (State.CHANGED if not same else State.REPORTED if reported else State.SETTLED):
                     paths.append(entry.path)
                 now[entry.name] = stat.st_size, stat.st_mtime_ns, stat.st_ino, same or wanted is None
             if number % STEP_ENTRIES == 0:

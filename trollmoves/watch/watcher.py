@@ -25,7 +25,7 @@ from trollmoves.watch.completeness import QUIET_SECONDS, CompletenessChecker, Tr
 from trollmoves.watch.directories import Directory, DirectoryTree, is_gone
 from trollmoves.watch.found_file import FoundFile
 from trollmoves.watch.inotify import EventQueue, Inotify, events
-from trollmoves.watch.scanner import Scanner, snapshot
+from trollmoves.watch.scanner import Scanner, compared
 
 AUDIT_INTERVAL = 2.0  # s between two checks for changes without events (mounts, links, directories without watch)
 MIN_POLL_INTERVAL = 0.05  # s between two listings
@@ -204,7 +204,7 @@ class DirectoryWatch:
     def _skip_present(self, directory: Directory) -> None:
         """List a directory to skip its present files; on another host's disk, times cannot identify them."""
         try:
-            for _ in snapshot(directory):
+            for _ in compared(directory, None):
                 if self._stopping.is_set():
                     return
         except OSError as error:

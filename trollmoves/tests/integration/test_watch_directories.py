@@ -27,7 +27,7 @@ from trollmoves.tests.helpers.watching import (
 from trollmoves.watch import DirectoryWatch, FoundFile
 from trollmoves.watch.directories import Directory, DirectoryTree
 from trollmoves.watch.inotify import Inotify
-from trollmoves.watch.scanner import oldest_first, settled
+from trollmoves.watch.scanner import State, compared, oldest_first
 
 
 def limited(what: str, number: int) -> tuple[str, ...]:
@@ -390,7 +390,7 @@ def test_polling_does_not_report_a_growing_file(tmp_path: Path) -> None:
         if not given or content != (tmp_path / "a.dat").read_text():
             write(tmp_path / "a.dat", content)
             age(tmp_path / "a.dat", len(given))
-        given.append(sum(map(len, settled(directory))))
+        given.append(sum(map(len, compared(directory, State.SETTLED))))
     assert given == [0, 0, 1, 0, 0, 0, 1]
 
 
