@@ -79,7 +79,7 @@ def _configuration(diagnostics: Diagnostics, values: Mapping[str, Any], parser: 
     chain = parser.read()
     if isinstance(chain, FetcherOptions):
         with parser.problems_of("destination"):
-            Pattern(chain.destination, compose_only=True)
+            Pattern(chain.destination)
     usable = {parser.name: chain} if chain and not parser.wrong else {}
     return make_configuration(diagnostics, process, usable, "section", (DEFAULT, parser.name))
 

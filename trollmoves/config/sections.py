@@ -318,7 +318,7 @@ def _check_destination(text: str) -> None:
 def _check_pattern(text: str) -> None:
     """Raise ValueError if a destination cannot be composed."""
     try:
-        patterns.Pattern(text, compose_only=True)
+        patterns.Pattern(text)
     except ValueError as error:
         raise ValueError(f"{urls.redacted(text)} cannot be composed: {str(error).rpartition(': ')[2]}") from None
 

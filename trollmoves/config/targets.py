@@ -237,7 +237,7 @@ def _tables(given: object) -> Iterator[tuple[object, object, object]]:
 
 def _check_pattern(pattern: str) -> None:
     if pattern:
-        patterns.Pattern(pattern, compose_only=True)
+        patterns.Pattern(pattern)
 
 
 def _subject(topic: str) -> str:

@@ -92,7 +92,7 @@ class Deliveries:
         self._removing = threading.Lock()  # guards this set, and is held while a file is removed
         self._routes = routes(options)
         self._logins = logins(options)
-        self._topic = Pattern(options.publish_topic, compose_only=True) if options.publish_topic else None
+        self._topic = Pattern(options.publish_topic) if options.publish_topic else None
         self._throttle = LogThrottle()
         self._order = OrderedNames()
         self._created = journal.now()

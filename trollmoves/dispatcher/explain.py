@@ -132,7 +132,7 @@ def _explain_file(
     topic = ""
     if target.publish_topic:
         try:
-            topic = Pattern(target.publish_topic, compose_only=True).compose(published)
+            topic = Pattern(target.publish_topic).compose(published)
         except TrollmovesError as error:
             notes.append(f"not published: {error}")
     notes += [missing] if missing else []

@@ -28,7 +28,7 @@ class Route:
         base = base_url(config.host)
         self._base = base._replace(netloc=urls.netloc_without_password(base.netloc))
         text = pattern_of(config)
-        self._pattern = Pattern(text, compose_only=True)
+        self._pattern = Pattern(text)
         self._keeps_name = not config.filepattern
         self._allows_parent = ".." in text.split("/")
         self._uses_creation_time = CREATION_TIME in text

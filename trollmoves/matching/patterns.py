@@ -70,42 +70,20 @@ class _Segment(NamedTuple):
 
 
 class Pattern:
-    """A file name pattern.
+    """A pattern from which names are composed. Thread-safe.
 
-    Thread-safe. :meth:`parse` returns the same as ``trollsift.Parser(text).parse(name)`` if that matches, except that
-    it never ignores a line feed at the end of a name.
-
-    Args:
-        text: the pattern.
-        compose_only: do not compile for :meth:`parse` and :meth:`matches`. The pattern may then contain ``{a.b}``,
-            ``{a[0]}`` and dates in formats that cannot be parsed.
+    It may contain ``{a.b}``, ``{a[0]}`` and dates in formats that a ``Reader`` cannot parse.
 
     Raises:
         ValueError: the pattern is invalid; the error says why.
     """
 
-    def __init__(self, text: str, *, compose_only: bool = False) -> None:
+    def __init__(self, text: str) -> None:
         self.text = text
         self._segments = _segments(text)
-        self._reader = None if compose_only else _compile(text, self._segments)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({_redacted_repr(self.text)})"
-
-    @property
-    def fields(self) -> list[str]:
-        """The names of the fields, each once, in the order of the pattern."""
-        return list(dict.fromkeys(segment.name for segment in self._segments if segment.name is not None))
-
-    def parse(self, name: str) -> dict[str, Any] | None:
-        """Return the values of the fields; None if the name does not match or a value cannot be converted."""
-        if self._reader is None:
-            raise ValueError(f"the pattern {_redacted_repr(self.text)} is for composing only")
-        return self._reader.read(name)
-
-    def matches(self, name: str) -> bool:
-        """Return True if the name matches and :meth:`parse` can convert its values."""
-        return self.parse(name) is not None
 
     def compose(self, fields: Mapping[str, Any]) -> str:
         """Return the name composed from these fields; other fields are ignored.
@@ -119,10 +97,6 @@ class Pattern:
             return str(_FORMATTER.vformat(self.text, (), fields))
         except (KeyError, ValueError, TypeError, AttributeError, IndexError, OverflowError):
             raise self._compose_error(fields) from None
-
-    def globify(self) -> str:
-        """Return the pattern for ``glob.glob``, by trollsift."""
-        return str(trollsift.globify(_format(segment._replace(conversion="") for segment in self._segments)))
 
     def _compose_error(self, fields: Mapping[str, Any]) -> ComposeError:
         for segment in self._segments:
@@ -151,7 +125,7 @@ class Origin:
         text: the option.
         root: the longest leading directory without field or wildcard, absolute, without a trailing slash.
         depth: the number of directory levels between ``root`` and the files; 0 if the files are directly in it.
-        pattern: the pattern of the path below ``root``.
+        pattern: the text of the pattern of the path below ``root``.
 
     Raises:
         ValueError: the text is not a pattern of a file path; the error says why.
@@ -165,11 +139,12 @@ class Origin:
         below = [segment._replace(literal=_normal(segment.literal)) for segment in (first, *others)]
         self.text = text
         self.root = _absolute(head or ".")
-        self.pattern = Pattern(_format(below))
-        if self.pattern.text.endswith("/") or not self.pattern.text:
+        self.pattern = _format(below)
+        if self.pattern.endswith("/") or not self.pattern:
             raise ValueError(f"{_redacted_repr(text)} has no file name pattern after its directory")
-        if ".." in self.pattern.text.split("/"):
+        if ".." in self.pattern.split("/"):
             raise ValueError(f"{_redacted_repr(text)} has a '..' after a field")
+        self._reader = reader(self.pattern)
         # Directories are only matched: a 29 February in one may get its year from a lower level.
         self._directories = [_compile(text, level).match for level in _levels(below)]
         self.depth = len(self._directories)
@@ -183,7 +158,7 @@ class Origin:
         below = self._below(path)
         if below is None or below.count("/") != self.depth:  # a field cannot contain a slash
             return None
-        return self.pattern.parse(below)
+        return self._reader.read(below)
 
     def directory_may_match(self, relative_dir: str) -> bool:
         """Return True if a directory, relative to the root, may contain files of this origin at any depth."""
@@ -199,8 +174,8 @@ class Origin:
         return path[len(self._start) :] if path.startswith(self._start) else None
 
 
-class _CompiledPattern(NamedTuple):
-    """A compiled pattern: the groups of the regular expression and the converter of each field."""
+class Reader(NamedTuple):
+    """A compiled pattern: the groups of the regular expression and the converter of each field. Thread-safe."""
 
     match: Callable[[str], Groups | None]
     names: tuple[str, ...]
@@ -209,6 +184,11 @@ class _CompiledPattern(NamedTuple):
     joined: tuple[tuple[str, tuple[int, ...], Callable[[tuple[str, ...]], Any]], ...]
 
     def read(self, name: str) -> dict[str, Any] | None:
+        """Return the values of the fields; None if the name does not match or a value cannot be converted.
+
+        They are those of ``trollsift.Parser(text).parse(name)`` if that matches, except that a line feed at the end of
+        a name is never ignored.
+        """
         found = self.match(name)
         if found is None:
             return None
@@ -224,7 +204,12 @@ class _CompiledPattern(NamedTuple):
         return fields
 
 
-def _compile(text: str, segments: list[_Segment]) -> _CompiledPattern:
+def reader(text: str) -> Reader:
+    """Return the reader of names of a pattern; raise ValueError, with the reason, if the pattern is invalid."""
+    return _compile(text, _segments(text))
+
+
+def _compile(text: str, segments: list[_Segment]) -> Reader:
     specs: dict[str, list[str]] = {}
     renamed = []
     for segment in segments:
@@ -241,7 +226,7 @@ def _compile(text: str, segments: list[_Segment]) -> _CompiledPattern:
     expression = _expression(text, renamed)
     index = expression.groupindex
     single = {name: known[0] for name, known in specs.items() if len(known) == 1}
-    return _CompiledPattern(
+    return Reader(
         expression.groups,
         tuple(single),
         tuple(index[_group(name, 0)] for name in single),

@@ -30,7 +30,7 @@ class Destinations:
     def __init__(self, name: str, text: str, *, login: str | None, make: bool, ftp_root: str) -> None:
         self.name = name
         self._text = text
-        self._pattern = Pattern(text, compose_only=True)
+        self._pattern = Pattern(text)
         self._fixed = _fixed(text)
         self._allows_parent_reference = ".." in text.split("/")
         self._login = login or ""

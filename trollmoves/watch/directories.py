@@ -66,7 +66,7 @@ class DirectoryTree:
         self._root = origin.root
         self._depth = origin.depth
         # As in a shell, a field does not match a leading dot.
-        self._match_hidden = any(level.startswith(".") for level in origin.pattern.text.split("/")[:-1])
+        self._match_hidden = any(level.startswith(".") for level in origin.pattern.split("/")[:-1])
         self._inotify = instance
         self._name = name
         self._by_path: dict[str, Directory] = {}

@@ -30,7 +30,7 @@ from trollmoves.config.option_table import options_of
 from trollmoves.config.options import ClientOptions, MirrorOptions, ServerOptions
 from trollmoves.errors import BadDestination, ConfigError, MessageError, TransferError, UnpackError
 from trollmoves.matching import conditions, patterns
-from trollmoves.matching.patterns import ComposeError, Pattern
+from trollmoves.matching.patterns import ComposeError, Pattern, reader
 from trollmoves.messaging import payload
 from trollmoves.messaging.messages import Message
 from trollmoves.movers.ssh import known_hosts
@@ -293,11 +293,9 @@ def test_patterns(text: str, name: str, metadata: dict[str, Any]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with contextlib.suppress(ValueError):
-            pattern = Pattern(text)
-            with contextlib.suppress(ValueError):
-                pattern.parse(name)
+            reader(text).read(name)
         with contextlib.suppress(ValueError):
-            compose = Pattern(text, compose_only=True)
+            compose = Pattern(text)
             with contextlib.suppress(ComposeError):
                 assert isinstance(compose.compose(metadata), str)
         with contextlib.suppress(ValueError):

@@ -18,7 +18,7 @@ import pytest
 from trollmoves.config import document
 from trollmoves.errors import TrollmovesError
 from trollmoves.matching.conditions import parse_conditions
-from trollmoves.matching.patterns import ComposeError, Origin, Pattern
+from trollmoves.matching.patterns import ComposeError, Origin, Pattern, reader
 from trollmoves.matching.received_time import read_time
 from trollmoves.messaging import payload
 from trollmoves.messaging.messages import Message
@@ -103,7 +103,7 @@ def host(text: str) -> None:
 
 
 NAMES = [
-    Pattern(text)
+    (reader(text), Pattern(text))
     for text in (
         "{a}_{b}_{c}_{d}.nc",
         "{t:%Y%m%d%H%M}-{a:_<9s}-{n:03d}-__",
@@ -116,9 +116,8 @@ ORIGIN = Origin("/in/{a}/{t:%Y%m%d}/{b}_{c}.nc")
 
 def name(text: str) -> None:
     """Match the name of a file, and compose one."""
-    for pattern in NAMES:
-        with suppress(ValueError):
-            pattern.parse(text)
+    for parsed, pattern in NAMES:
+        parsed.read(text)
         with suppress(ComposeError):
             pattern.compose(dict.fromkeys("abcdnt", text))
     ORIGIN.parse(f"/in/{text}")
