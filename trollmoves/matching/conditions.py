@@ -114,13 +114,16 @@ class AnyOfKnown:
 
 
 @dataclass(frozen=True)
-class AnyOf:
-    """At least one of these matches; a condition that cannot be evaluated does not match."""
+class Conditions:
+    """The conditions of a configuration: at least one of them must match. Comparable, immutable and thread-safe.
+
+    A condition that cannot be evaluated does not match.
+    """
 
     conditions: tuple[Condition, ...]
 
     def mismatch_reason(self, metadata: Mapping[str, Any]) -> str:
-        """Look for the first one that holds."""
+        """Return the reason why metadata do not match, empty if they match. Never raises."""
         reasons = []
         for condition in self.conditions:
             try:
@@ -131,21 +134,6 @@ class AnyOf:
                 return ""
             reasons.append(reason)
         return "; ".join(reasons) or "an empty list of conditions matches nothing"
-
-
-@dataclass(frozen=True)
-class Conditions:
-    """The conditions of a configuration. Comparable, immutable and thread-safe."""
-
-    condition: AnyOf
-
-    def mismatch_reason(self, metadata: Mapping[str, Any]) -> str:
-        """Return the reason why metadata do not match, empty if they match. Never raises."""
-        return self.condition.mismatch_reason(metadata)
-
-    def match(self, metadata: Mapping[str, Any]) -> bool:
-        """Return True if metadata match."""
-        return not self.mismatch_reason(metadata)
 
 
 def parse_conditions(value: object) -> Conditions:
@@ -159,9 +147,9 @@ def parse_conditions(value: object) -> Conditions:
         ValueError: a condition is invalid; the error names it and the reason.
     """
     if isinstance(value, list):
-        return Conditions(AnyOf(tuple(map(_all_of, value))))
+        return Conditions(tuple(map(_all_of, value)))
     if isinstance(value, dict):
-        return Conditions(AnyOf((_all_of(value),) if value else ()))
+        return Conditions((_all_of(value),) if value else ())
     raise ValueError(f"conditions must be a list or keys with values, not {_short_repr(value)}")
 
 

@@ -105,7 +105,6 @@ OTHERS: list[Any] = [
 def test_matching(given: Any) -> None:
     """Metadata that fulfil conditions match, without a reason for a mismatch."""
     found = conditions.parse_conditions(given)
-    assert found.match(METADATA)
     assert found.mismatch_reason(METADATA) == ""
 
 
@@ -113,7 +112,6 @@ def test_matching(given: Any) -> None:
 def test_not_matching(given: Any) -> None:
     """Metadata that do not provably fulfil conditions do not match, with a reason."""
     found = conditions.parse_conditions(given)
-    assert not found.match(METADATA)
     assert found.mismatch_reason(METADATA)
 
 
@@ -121,8 +119,8 @@ def test_not_matching(given: Any) -> None:
 def test_text_that_reads_as_a_time(given: Any) -> None:
     """A received text that reads as a time matches the same text, a number and a time."""
     metadata = {"a": read_time("20250101")}
-    assert conditions.parse_conditions(given).match(metadata)
-    assert conditions.parse_conditions({"a": ">20250100"}).match(metadata)
+    assert conditions.parse_conditions(given).mismatch_reason(metadata) == ""
+    assert conditions.parse_conditions({"a": ">20250100"}).mismatch_reason(metadata) == ""
     assert conditions.parse_conditions({"a": "x"}).mismatch_reason(metadata) == "a is '20250101', not 'x'"
 
 

@@ -149,9 +149,9 @@ def test_yaml(tmp_path: Path) -> None:
         Alias("num", "num", {5: "five"}),
     )
     assert first.conditions
-    assert first.conditions.match({"product": "green_snow", "sensor": "viirs"})
-    assert first.conditions.match({"product": "overview", "num": 6, "platform_name": "n20"})
-    assert not first.conditions.match({"product": "overview", "num": 6, "platform_name": "NPP"})
+    assert not first.conditions.mismatch_reason({"product": "green_snow", "sensor": "viirs"})
+    assert not first.conditions.mismatch_reason({"product": "overview", "num": 6, "platform_name": "n20"})
+    assert first.conditions.mismatch_reason({"product": "overview", "num": 6, "platform_name": "NPP"})
     assert (second.host, second.directory, second.filepattern) == ("sftp://other.com", "/modis", "{uid}")
     assert second.conditions is None
     assert second.aliases == (Alias("product", "product", {"x": "y"}),)
@@ -191,8 +191,8 @@ def test_ini_conditions(tmp_path: Path, lines: str, expected: dict[str, Any]) ->
     """In an INI file a value is the number, truth or text that it reads as, a comma makes a list, names keep case."""
     (only,) = target(tmp_path, f"[t]\ntopics = /a\ndirectory = /d\n{lines}\n").dispatch_configs
     assert only.conditions
-    assert only.conditions.match(expected)
-    assert not only.conditions.match({})
+    assert not only.conditions.mismatch_reason(expected)
+    assert only.conditions.mismatch_reason({})
 
 
 @pytest.mark.parametrize(
