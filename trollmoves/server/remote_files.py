@@ -51,53 +51,40 @@ class RemoteFileDescriber:
         path = announcement.uri
         metadata = {key: value for key, value in announcement.data.items() if key not in ("uri", "uid")}
         if self._options.unpack is None:
-            return "file", describe(path, self._host, metadata)
+            return "file", with_metadata(describe(path, self._host), metadata)
         members = read_archive_contents(
             path,
             self._options.unpack,
             lambda fd: self._symlink_policy.check_opened(path, fd, announcement.extra_metadata),
         )
-        return "dataset", describe_members(path, self._host, members, metadata)
+        return "dataset", with_metadata(describe_members(path, self._host, members), metadata)
 
 
-def describe(path: str, host: str, metadata: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Return the data of a ``file`` message about a file on this host; it need not exist.
-
-    Args:
-        path: the file.
-        host: name by which readers reach this host.
-        metadata: more items of the message; they do not replace the description of the file.
-    """
+def describe(path: str, host: str) -> dict[str, Any]:
+    """Return the data of a ``file`` message about a file; it need not exist. Readers reach this host by ``host``."""
     uri = _uri(path, host)
     filesystem = {"cls": _SINGLE, "args": [], "host": host, "protocol": PROTOCOL}
-    return _with_metadata({"filesystem": filesystem, "uri": uri, "uid": uri}, metadata)
+    return {"filesystem": filesystem, "uri": uri, "uid": uri}
 
 
-def describe_members(
-    path: str, host: str, contents: ArchiveContents, metadata: Mapping[str, Any] | None = None
-) -> dict[str, Any]:
-    """Return the data of a ``dataset`` message about the files in an archive on this host.
+def describe_members(path: str, host: str, contents: ArchiveContents) -> dict[str, Any]:
+    """Return the data of a ``dataset`` message about the files in an archive. Readers reach this host by ``host``."""
+    archive_uri, filesystem = _uri(path, host), _filesystem(path, host, contents)
+    return {
+        "dataset": [
+            {
+                "filesystem": filesystem,
+                "uri": f"{contents.kind}://{name}::{archive_uri}",
+                "uid": f"{contents.kind}://{name}",
+            }
+            for name in contents.names
+        ]
+    }
 
-    Args:
-        path: the archive.
-        host: name by which readers reach this host.
-        contents: the result of ``read_archive_contents``.
-        metadata: more items of the message; they do not replace the dataset.
-    """
-    archive_uri = _uri(path, host)
-    return _with_metadata(
-        {
-            "dataset": [
-                {
-                    "filesystem": _filesystem(path, host, contents),
-                    "uri": f"{contents.kind}://{name}::{archive_uri}",
-                    "uid": f"{contents.kind}://{name}",
-                }
-                for name in contents.names
-            ]
-        },
-        metadata,
-    )
+
+def with_metadata(data: dict[str, Any], metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the data of a message with more items, which replace none."""
+    return data | {key: value for key, value in metadata.items() if key not in data}
 
 
 def read_archive_contents(path: str, kind: str, on_opened: Callable[[int], None] | None = None) -> ArchiveContents:
@@ -163,7 +150,3 @@ def _filesystem(path: str, host: str, contents: ArchiveContents) -> dict[str, An
 
 def _uri(path: str, host: str) -> str:
     return f"{PROTOCOL}://{host}{os.path.abspath(path)}"
-
-
-def _with_metadata(data: dict[str, Any], metadata: Mapping[str, Any] | None) -> dict[str, Any]:
-    return data | {key: value for key, value in (metadata or {}).items() if key not in data}

@@ -16,7 +16,13 @@ from typing import Any
 import pytest
 
 from trollmoves.errors import UnpackFailed
-from trollmoves.server.remote_files import ArchiveContents, describe, describe_members, read_archive_contents
+from trollmoves.server.remote_files import (
+    ArchiveContents,
+    describe,
+    describe_members,
+    read_archive_contents,
+    with_metadata,
+)
 from trollmoves.tests.servers import openssh
 from trollmoves.tests.servers.process import HOST
 
@@ -68,7 +74,7 @@ def add_link(path: Path, name: str, target: str, type_: bytes) -> None:
 
 def test_file() -> None:
     """The data of a file are the same as those of trollmoves 0.19, in the same order."""
-    assert json.dumps(describe("/abs/x y.dat", "vm", METADATA)) == json.dumps(
+    assert json.dumps(with_metadata(describe("/abs/x y.dat", "vm"), METADATA)) == json.dumps(
         {
             "filesystem": {
                 "cls": "fsspec.implementations.sftp.SFTPFileSystem",
@@ -95,9 +101,8 @@ def test_file() -> None:
 def test_members(kind: str, cls: str) -> None:
     """The data of members are the same as those of trollmoves 0.19, in the same order."""
     path = f"/abs/x.{kind}"
-    assert json.dumps(
-        describe_members(path, "vm", ArchiveContents(kind, ["a b/1", "2"], None), METADATA)
-    ) == json.dumps(
+    members = describe_members(path, "vm", ArchiveContents(kind, ["a b/1", "2"], None))
+    assert json.dumps(with_metadata(members, METADATA)) == json.dumps(
         {
             "dataset": [
                 {
@@ -124,11 +129,9 @@ def test_members(kind: str, cls: str) -> None:
 def test_metadata_hides_nothing() -> None:
     """Metadata with the same keys never replace the location of the file."""
     mine = {"uri": "x", "uid": "x", "filesystem": "x", "dataset": "x", "more": 1}
-    assert describe("/x", "vm", mine) == describe("/x", "vm") | {"dataset": "x", "more": 1}
-    contents = ArchiveContents("tar", ["a"], None)
-    recorded = describe_members("/x.tar", "vm", contents, mine)
-    assert recorded["dataset"] == describe_members("/x.tar", "vm", contents)["dataset"]
-    assert mine["dataset"] == "x"
+    assert with_metadata(describe("/x", "vm"), mine) == describe("/x", "vm") | {"dataset": "x", "more": 1}
+    members = describe_members("/x.tar", "vm", ArchiveContents("tar", ["a"], None))
+    assert with_metadata(members, mine)["dataset"] == members["dataset"]
 
 
 def test_relative_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
