@@ -76,14 +76,7 @@ class MirrorChain(ProviderChain):
         )
         self._cache = MirrorCache(options, runtime.journal, runtime.scheduler, destinations, self._relays)
         self.request_handler = RequestHandler(
-            options,
-            options.request_port,
-            runtime.journal,
-            publisher,
-            runtime.scheduler,
-            self._cache,
-            runtime.health.of_chain,
-            self._cache.sources,
+            options, options.request_port, runtime, publisher, self._cache, self._cache.sources
         )
         self.announcer = self.request_handler.announcer
         self.announcer.on_announced = runtime.on_announced

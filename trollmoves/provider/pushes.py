@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from trollmoves.config.options import ServerOptions
 from trollmoves.errors import (
     JournalError,
     RequestRejected,
@@ -33,7 +34,6 @@ from trollmoves.messaging import payload
 from trollmoves.messaging.messages import Message
 from trollmoves.messaging.replier import Request, TooManyRequests
 from trollmoves.net import urls
-from trollmoves.net.destination_allowlist import DestinationPattern
 from trollmoves.provider.announcer import Announcer
 from trollmoves.provider.client_quotas import ClientQuotas
 from trollmoves.provider.destinations import PushDestination
@@ -93,33 +93,30 @@ class PushService:
 
     def __init__(
         self,
-        name: str,
+        options: ServerOptions,
         journal: Journal,
         scheduler: Scheduler,
         announcer: Announcer,
         file_store: FileStore,
         *,
-        limit: int,
-        parameters: Mapping[str, Any],
-        allowed: tuple[DestinationPattern, ...],
         follow: Callable[[int, Mapping[str, FileVersion]], Sequence[Task]],
-        in_turn: bool = False,
+        in_turn: bool,
     ) -> None:
-        self.name = name
+        self.name = options.name
         self._journal = journal
         self._scheduler = scheduler
         self._announcer = announcer
         self._file_store = file_store
-        self._limit = limit
-        self._delivery = PushDelivery(name, journal, file_store, parameters)
-        self._allowed = allowed
+        self._limit = options.max_transfers_per_host
+        self._delivery = PushDelivery(self.name, journal, file_store, options.connection_parameters)
+        self._allowed = options.allowed_destinations
         self._follow = follow
         self._in_turn = in_turn
         self._waiting: dict[int, list[_Waiter]] = {}
         self._elsewhere: set[int] = set()  # requested here, and perhaps run by another member of the fleet
         self._quotas = ClientQuotas()
         self._order = OrderedNames()
-        self._last_previous = journal.last_number(name)  # the last number that earlier processes announced
+        self._last_previous = journal.last_number(self.name)  # the last number that earlier processes announced
         self._waiting_lock = threading.Lock()  # prevents the end of a push between its lookup and adding a waiter
 
     def start(self) -> None:

@@ -9,6 +9,7 @@ import os
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 
+from trollmoves.config.options import ServerOptions
 from trollmoves.errors import RequestRejected, TrollmovesError
 from trollmoves.journal import DONE, WAITING, AnnouncementRecord, Journal, Task
 from trollmoves.provider.file_store import FileStore, first_uri
@@ -34,17 +35,15 @@ class RemovalFailed(TrollmovesError):
 
 
 class Removals:
-    """The removals of one chain, ``delay`` seconds after a delivery, if ``enabled``."""
+    """The removals of one chain, ``remove_delay`` seconds after a delivery, if ``delete`` is set."""
 
-    def __init__(
-        self, name: str, journal: Journal, scheduler: Scheduler, file_store: FileStore, *, enabled: bool, delay: float
-    ) -> None:
-        self.name = name
+    def __init__(self, options: ServerOptions, journal: Journal, scheduler: Scheduler, file_store: FileStore) -> None:
+        self.name = options.name
         self._journal = journal
         self._scheduler = scheduler
         self._file_store = file_store
-        self._enabled = enabled
-        self._delay = delay
+        self._enabled = options.delete
+        self._delay = options.remove_delay
         self._removed: dict[int, None] = {}  # numbers of announcements; newest last
         self._removing = threading.Lock()  # guards it, and is held while a file is removed
 

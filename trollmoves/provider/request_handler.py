@@ -13,9 +13,10 @@ from contextlib import suppress
 from queue import SimpleQueue
 from typing import Any
 
+from trollmoves.chains import Runtime
 from trollmoves.config.options import OWN, ServerOptions
 from trollmoves.errors import JournalError
-from trollmoves.journal import DONE, AnnouncementRecord, Journal, Task
+from trollmoves.journal import DONE, AnnouncementRecord, Task
 from trollmoves.messaging import payload, sockets
 from trollmoves.messaging.publisher import Publisher
 from trollmoves.messaging.replier import Replier, Request, TooManyRequests
@@ -27,7 +28,6 @@ from trollmoves.provider.push_request import requested_files
 from trollmoves.provider.pushes import PushService
 from trollmoves.provider.removals import Removals
 from trollmoves.provider.republisher import Republisher
-from trollmoves.scheduler.scheduler import Scheduler
 from trollmoves.status.history import Step, steps_of_announcement
 
 THIS_HOST = "this host"  # in place of a directory of this host
@@ -57,22 +57,20 @@ class RequestHandler:
         self,
         options: ServerOptions,
         port: int,
-        journal: Journal,
+        runtime: Runtime,
         publisher: Publisher,
-        scheduler: Scheduler,
         file_store: FileStore,
-        health: Callable[[str], Mapping[str, Any]],
         sources: Sources = lambda _: {},
     ) -> None:
         """Bind the request port; raise StartError if it is in use.
 
-        ``health`` returns the health of a chain, ``sources`` the path of an announced file at each upstream server.
+        ``sources`` returns the path of an announced file at each upstream server.
         """
         self.name = options.name
-        self._health = health
+        self._health = runtime.health
         self._station = options.station
-        self._journal = journal
-        self._scheduler = scheduler
+        self._journal = journal = runtime.journal
+        self._scheduler = runtime.scheduler
         self._address = sockets.tcp(options.request_address or hosts.own_address(), port).removeprefix("tcp://")
         self._place = ""
         if journal.sharing:
@@ -84,18 +82,9 @@ class RequestHandler:
             place=self._place,
         )
         self.republisher = Republisher(self.name, journal, publisher, self.announcer.publish_again)
-        self.removals = Removals(
-            self.name, journal, scheduler, file_store, enabled=options.delete, delay=options.remove_delay
-        )
+        self.removals = Removals(options, journal, runtime.scheduler, file_store)
         self.pushes = PushService(
-            self.name,
-            journal,
-            scheduler,
-            self.announcer,
-            file_store,
-            limit=options.max_transfers_per_host,
-            parameters=options.connection_parameters,
-            allowed=options.allowed_destinations,
+            *(options, journal, runtime.scheduler, self.announcer, file_store),
             follow=self.removals.tasks_for,
             in_turn=bool(self._place),
         )
@@ -161,7 +150,7 @@ class RequestHandler:
     def _reply(self, request: Request) -> None:
         kind, data = request.message.type, request.message.data
         if kind == "ping":
-            request.reply("pong", {"station": self._station, "health": self._health(self.name)})
+            request.reply("pong", {"station": self._station, "health": self._health.of_chain(self.name)})
         elif kind == "info":
             request.reply("info", self.announcer.info(request.message.subject, data))
         elif kind == "ack":

@@ -36,15 +36,7 @@ class ServerChain(ProviderChain):
         policy = SymlinkPolicy(self.name, root, options.external_symlinks)
         file_store = LocalFileStore(self.name, policy, options.quiet_time)
         if options.request_port is not None:
-            self.request_handler = RequestHandler(
-                options,
-                options.request_port,
-                runtime.journal,
-                publisher,
-                runtime.scheduler,
-                file_store,
-                runtime.health.of_chain,
-            )
+            self.request_handler = RequestHandler(options, options.request_port, runtime, publisher, file_store)
             self.announcer = self.request_handler.announcer
         else:
             self.announcer = Announcer(
