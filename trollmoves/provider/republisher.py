@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Collection, Iterable
+from functools import partial
+from typing import TypeVar
 
 from trollmoves.errors import JournalError
 from trollmoves.journal import AnnouncementRecord, Journal
@@ -15,6 +17,8 @@ logger = logging.getLogger(__name__)
 PAGE_SIZE = 500  # announcements per query
 RETRY_DELAY = 60.0  # s before the next attempt after a journal error
 REPEATED_SECONDS = 3600.0  # s before now in which the undelivered announcements of a killed member are repeated
+
+T = TypeVar("T")
 
 
 class Republisher:
@@ -77,14 +81,10 @@ class Republisher:
 
     def _republish_for_killed(self, addresses: Collection[str], unanswered: list[int]) -> None:
         self._publisher.send_heartbeat()  # it names the members that are left
-        while not self._stopping.is_set():
-            try:
-                first = self._journal.number_before(self.name, self._journal.now() - REPEATED_SECONDS)
-                self._republish(self._journal.last_number(self.name), unanswered, first, addresses)
-            except JournalError as error:
-                self._wait_for_journal(error)
-            else:
-                return
+        first = self._retried(lambda: self._journal.number_before(self.name, self._journal.now() - REPEATED_SECONDS))
+        last = self._retried(lambda: self._journal.last_number(self.name))
+        if first is not None and last is not None:
+            self._republish(last, unanswered, first, addresses)
 
     def _republish(self, last: int, unanswered: list[int], number: int = 0, addresses: Collection[str] = ()) -> None:
         """Publish the ``unanswered`` announcements, and the undelivered ones after ``number``, through ``last``.
@@ -92,39 +92,29 @@ class Republisher:
         Of the latter, those with one of the request ``addresses``, if there are any.
         """
         self._stopping.wait(SUBSCRIBER_GRACE)
-        count = self._republish_unanswered(unanswered)
-        while not self._stopping.is_set():
-            try:
-                page = self._journal.undelivered_announcements(self.name, ("push", "ack"), number, PAGE_SIZE)
-            except JournalError as error:
-                self._wait_for_journal(error)
-                continue
-            page = [a for a in page if a.number <= last]
-            if not page:
-                break
+        count = 0
+        for at in range(0, len(unanswered), PAGE_SIZE):
+            numbers = unanswered[at : at + PAGE_SIZE]
+            found = self._retried(partial(self._journal.get_announcements, self.name, numbers))
+            count += self._publish_again((found or {}).values())
+        undelivered = partial(self._journal.undelivered_announcements, self.name, ("push", "ack"))
+        while number < last and (page := self._retried(partial(undelivered, number, PAGE_SIZE))):
             number = page[-1].number
-            count += self._publish_again(a for a in page if not addresses or _has_address(a, addresses))
+            here = (a for a in page if not addresses or _has_address(a, addresses))
+            count += self._publish_again(a for a in here if a.number <= last)
         if count:
             plural = "s" if count > 1 else ""
             logger.info("[%s] republished %d undelivered announcement%s", self.name, count, plural)
 
-    def _republish_unanswered(self, unanswered: list[int]) -> int:
-        """Publish the announcements again of which the requests were lost with another host; return their number."""
-        count = 0
-        while unanswered and not self._stopping.is_set():
-            numbers, rest = unanswered[:PAGE_SIZE], unanswered[PAGE_SIZE:]
+    def _retried(self, read: Callable[[], T]) -> T | None:
+        """Return the result of a query, which is repeated after an error of the journal; None while stopping."""
+        while not self._stopping.is_set():
             try:
-                found = self._journal.get_announcements(self.name, numbers)
+                return read()
             except JournalError as error:
-                self._wait_for_journal(error)
-                continue
-            count += self._publish_again(found.values())
-            unanswered = rest
-        return count
-
-    def _wait_for_journal(self, error: JournalError) -> None:
-        logger.warning("[%s] cannot republish undelivered announcements yet: %s", self.name, error)
-        self._stopping.wait(RETRY_DELAY)
+                logger.warning("[%s] cannot republish undelivered announcements yet: %s", self.name, error)
+                self._stopping.wait(RETRY_DELAY)
+        return None
 
 
 def _has_address(announced: AnnouncementRecord, addresses: Collection[str]) -> bool:
