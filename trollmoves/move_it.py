@@ -13,11 +13,9 @@ from trollmoves.config.config_file import Configuration
 from trollmoves.config.options import ChainOptions, MoveItOptions, TargetOptions
 from trollmoves.config.targets import config_of
 from trollmoves.daemon import Daemon
-from trollmoves.dispatcher.deliveries import COMPACTORS, RESENDERS, Deliveries, enqueue, is_older
-from trollmoves.dispatcher.files import ReceivedMessage
+from trollmoves.dispatcher.deliveries import COMPACTORS, RESENDERS, Deliveries
 from trollmoves.matching.patterns import Origin
 from trollmoves.messaging import sockets
-from trollmoves.messaging.messages import Message
 from trollmoves.messaging.publisher import Publisher
 from trollmoves.net import hosts, urls
 from trollmoves.provider.announcer import Announcement
@@ -27,7 +25,6 @@ from trollmoves.server.file_sources import DirectorySource
 from trollmoves.server.symlink_policy import SymlinkPolicy
 from trollmoves.status.explanation import Explanation, Subject
 from trollmoves.utils.symlinks import is_below
-from trollmoves.watch import FoundFile
 
 
 class MoveItChain(Chain):
@@ -41,8 +38,6 @@ class MoveItChain(Chain):
         self._root = Origin(options.origin or "").root
         self._symlink_policy = SymlinkPolicy(self.name, self._root, options.external_symlinks)
         self._metadata = _request_address(options)
-        # Files older than the history in the journal were delivered long ago.
-        self._oldest = runtime.journal.now() - runtime.journal.history_seconds()
         self._source = DirectorySource(
             options,
             runtime.journal,
@@ -52,7 +47,7 @@ class MoveItChain(Chain):
             backlog=backlog,
             polling=polling,
             announce_unpacked=partial(self._deliver, removes=True),
-            accept=self._is_new,
+            accept=lambda file: self._deliveries.is_new(file),
             empty=True,
         )
         self._deliveries = Deliveries(
@@ -74,19 +69,9 @@ class MoveItChain(Chain):
         self._source.stop()
         self._runtime.scheduler.unregister(self.name)
 
-    def _is_new(self, file: FoundFile) -> bool:
-        return file.fresh or not is_older(file.path, self._oldest)
-
     def _deliver(self, files: Sequence[Announcement], *, removes: bool) -> None:
         """Store the deliveries of files. Watch thread; for unpacked files a worker thread."""
-        tasks = [
-            (self._deliveries, task)
-            for file in files
-            for task in self._deliveries.tasks(
-                ReceivedMessage(Message("/", "file", file.data | self._metadata)), None, removes=removes
-            )
-        ]
-        enqueue(tasks, self._runtime.journal, self._runtime.scheduler)
+        self._deliveries.add_files((file.data | self._metadata for file in files), removes=removes)
 
     def _check_opened(self, path: str, fd: int) -> None:
         """Raise RequestRejected if a file of the origin was replaced by a link that must not be followed."""

@@ -16,7 +16,7 @@ from trollmoves.config.config_file import Configuration, check_report
 from trollmoves.config.options import DispatcherOptions, ProcessOptions, TargetOptions
 from trollmoves.daemon import Receiver, nameservers_of
 from trollmoves.daemons.subscriber import SubscriberDaemon
-from trollmoves.dispatcher.deliveries import COMPACTORS, RESENDERS, Deliveries, enqueue, is_older
+from trollmoves.dispatcher.deliveries import COMPACTORS, RESENDERS, Deliveries, enqueue
 from trollmoves.dispatcher.explain import explain
 from trollmoves.dispatcher.files import ReceivedMessage
 from trollmoves.matching.patterns import Origin
@@ -42,7 +42,6 @@ class TargetChain(Chain):
         self.deliveries = Deliveries(options, runtime.journal, runtime.scheduler, publisher)
         self._runtime = runtime
         self._watch = None
-        self._oldest = 0.0  # seconds since the epoch
         if options.origin:
             self._watch = DirectoryWatch(
                 Origin(options.origin),
@@ -51,8 +50,6 @@ class TargetChain(Chain):
                 name=self.name,
                 set_aside=partial(runtime.journal.set_aside, self.name),
             )
-            # Files older than the history in the journal were delivered long ago.
-            self._oldest = runtime.journal.now() - runtime.journal.history_seconds()
 
     @property
     def uses_messages(self) -> bool:
@@ -76,17 +73,11 @@ class TargetChain(Chain):
         self._runtime.scheduler.unregister(self.name)
 
     def _on_found(self, found: list[FoundFile]) -> None:
-        messages = [
-            Message("/", "file", {**file.fields, "uri": file.path, "uid": os.path.basename(file.path)})
+        self.deliveries.add_files(
+            {**file.fields, "uri": file.path, "uid": os.path.basename(file.path)}
             for file in found
-            if file.fresh or not is_older(file.path, self._oldest)
-        ]
-        tasks = [
-            (self.deliveries, task)
-            for message in messages
-            for task in self.deliveries.tasks(ReceivedMessage(message), None)
-        ]
-        enqueue(tasks, self._runtime.journal, self._runtime.scheduler)
+            if self.deliveries.is_new(file)
+        )
 
 
 class Dispatcher(SubscriberDaemon[TargetOptions]):

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import ParseResult
 
 from trollmoves.config.options import TargetOptions
@@ -41,6 +41,7 @@ from trollmoves.scheduler.scheduler import Scheduler
 from trollmoves.utils.file_versions import FileVersion, size_of, version_of
 from trollmoves.utils.logs import LogThrottle, format_bytes
 from trollmoves.utils.ordered_names import RECHECK_DELAY, OrderedNames
+from trollmoves.watch import FoundFile
 from trollmoves.watch.completeness import check_complete
 
 logger = logging.getLogger(__name__)
@@ -96,6 +97,8 @@ class Deliveries:
         self._throttle = LogThrottle()
         self._order = OrderedNames()
         self._created = journal.now()
+        # Files older than the history in the journal were delivered long ago.
+        self._oldest = self._created - journal.history_seconds()
 
     def start(self) -> None:
         """Start the deliveries, including those stored by an earlier process."""
@@ -129,6 +132,21 @@ class Deliveries:
         self._publish(Message.decode(task.body))
 
     # -- creating tasks
+
+    def is_new(self, file: FoundFile) -> bool:
+        """Return True if a found file is to be delivered, unless the journal contains its delivery."""
+        if file.fresh:
+            return True
+        try:
+            return os.stat(file.path).st_ctime >= self._oldest
+        except OSError:
+            return False
+
+    def add_files(self, files: Iterable[Mapping[str, Any]], *, removes: bool = False) -> None:
+        """Store and start the deliveries of files on this host, by their metadata; see ``tasks``."""
+        messages = [ReceivedMessage(Message("/", "file", dict(metadata))) for metadata in files]
+        tasks = [(self, task) for message in messages for task in self.tasks(message, None, removes=removes)]
+        enqueue(tasks, self._journal, self._scheduler)
 
     def tasks(self, received: ReceivedMessage, subject: str | None, *, removes: bool = False) -> list[Task]:
         """Return the tasks for a message; log the files that cannot be delivered. Never raises.
@@ -401,14 +419,6 @@ def _states(journal: Journal, name: str, path: str, size: int, mtime_ns: int) ->
     """Return the states of the deliveries of one version of a file, by id."""
     prefix = f"{os.path.basename(path)} to "
     return dict(journal.states(name, KIND, prefix, f"\n{path} {size} {mtime_ns} "))
-
-
-def is_older(path: str, oldest: float) -> bool:
-    """Return True if the status of a file last changed before ``oldest``, s since the epoch, or the file is missing."""
-    try:
-        return os.stat(path).st_ctime < oldest
-    except OSError:
-        return True
 
 
 def _subject(composed: str) -> str:
