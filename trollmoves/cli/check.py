@@ -11,7 +11,7 @@ from trollmoves.cli.answers import CRITICAL, OK, WARNING, Answer, add_json_optio
 from trollmoves.cli.selection import add_config_arguments
 from trollmoves.config import removal_file
 from trollmoves.config.config_file import Configuration
-from trollmoves.config.kinds import detect_kind
+from trollmoves.config.daemon_kinds import detect_kind
 from trollmoves.errors import ConfigError
 from trollmoves.net.urls import redact_text
 from trollmoves.utils.texts import counted

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from trollmoves.config.config_file import Configuration
-from trollmoves.config.kinds import KINDS, READERS, WITHOUT_JOURNAL, detect_kind, section_names
+from trollmoves.config.daemon_kinds import KINDS, READERS, WITHOUT_JOURNAL, detect_kind, section_names
 from trollmoves.errors import ConfigError, JournalError
 from trollmoves.journal import (
     JOURNAL_SUFFIX,

@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar
 
 from trollmoves.config import secrets
 from trollmoves.config.diagnostics import DID_YOU_MEAN, Diagnostics, combined_error
-from trollmoves.config.document import DEFAULT, read_ini, read_text
+from trollmoves.config.ini_and_yaml import DEFAULT, read_ini, read_text
 from trollmoves.config.option_table import Option, OptionTable, options_of
 from trollmoves.config.options import PREFIX, SHARE, ChainOptions, MoveItOptions, ProcessOptions
 from trollmoves.config.sections import SectionParser, read_options

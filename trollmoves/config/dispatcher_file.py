@@ -8,7 +8,7 @@ from typing import Any
 
 from trollmoves.config.config_file import Configuration, make_configuration
 from trollmoves.config.diagnostics import Diagnostics, did_you_mean
-from trollmoves.config.document import DEFAULT, read_document
+from trollmoves.config.ini_and_yaml import DEFAULT, read_document
 from trollmoves.config.option_table import options_of
 from trollmoves.config.options import DispatcherOptions, ProcessOptions, TargetOptions
 from trollmoves.config.sections import read_options

@@ -12,8 +12,8 @@ from typing import Any
 
 from trollmoves.config.config_file import Configuration
 from trollmoves.config.diagnostics import Diagnostics, did_you_mean
-from trollmoves.config.document import DEFAULT
 from trollmoves.config.fetch_options import S3DownloaderOptions
+from trollmoves.config.ini_and_yaml import DEFAULT
 from trollmoves.config.options import (
     ChainOptions,
     ClientOptions,

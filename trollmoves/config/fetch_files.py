@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 
 from trollmoves.config.config_file import Configuration, make_configuration
 from trollmoves.config.diagnostics import Diagnostics, did_you_mean
-from trollmoves.config.document import DEFAULT, load_yaml, read_text
 from trollmoves.config.fetch_options import FetcherOptions, S3DownloaderOptions
+from trollmoves.config.ini_and_yaml import DEFAULT, load_yaml, read_text
 from trollmoves.config.option_table import options_of
 from trollmoves.config.options import ChainOptions, ProcessOptions
 from trollmoves.config.sections import SectionParser, read_options

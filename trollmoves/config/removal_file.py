@@ -10,7 +10,7 @@ from typing import Any
 
 from trollmoves.config.config_file import Configuration, option_lines, problem_lines, report_text
 from trollmoves.config.diagnostics import Diagnostics, combined_error, did_you_mean
-from trollmoves.config.document import DEFAULT, as_text, read_ini, read_text
+from trollmoves.config.ini_and_yaml import DEFAULT, as_text, read_ini, read_text
 from trollmoves.config.option_table import options_of
 from trollmoves.config.options import ProcessOptions
 from trollmoves.config.removal_options import MailOptions, RemovalOptions

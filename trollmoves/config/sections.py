@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 from trollmoves.config import options, parsers, secrets
 from trollmoves.config.diagnostics import Diagnostics, did_you_mean
-from trollmoves.config.document import DEFAULT, as_text, set_nested
+from trollmoves.config.ini_and_yaml import DEFAULT, as_text, set_nested
 from trollmoves.config.option_table import Option, options_of, takes_parameters
 from trollmoves.config.options import (
     LEGACY_IGNORED,

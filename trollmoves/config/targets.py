@@ -10,7 +10,7 @@ from urllib.parse import ParseResult
 
 from trollmoves.config import secrets
 from trollmoves.config.diagnostics import Diagnostics, did_you_mean
-from trollmoves.config.document import as_text
+from trollmoves.config.ini_and_yaml import as_text
 from trollmoves.config.options import Alias, DispatchConfig, TargetOptions
 from trollmoves.config.sections import SectionParser, check_scheme
 from trollmoves.errors import BadDestination

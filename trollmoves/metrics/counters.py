@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 
 from trollmoves.errors import Superseded
 from trollmoves.journal import Task
-from trollmoves.scheduler.kinds import EVENTS
 from trollmoves.scheduler.lanes import FileStats, Result
+from trollmoves.scheduler.task_kinds import EVENTS
 
 # s; upper bounds of the buckets of a latency histogram, without the last one, which has no bound
 LATENCY_BUCKETS = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0, 3600.0)

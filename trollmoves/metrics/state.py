@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from trollmoves.errors import JournalError
 from trollmoves.journal import Journal, JournalStatistics, LaneBacklog
 from trollmoves.metrics.counters import FileCounters
-from trollmoves.scheduler.kinds import EVENTS_BY_KIND, is_about_files, kind_of_lane
 from trollmoves.scheduler.scheduler import LaneState
+from trollmoves.scheduler.task_kinds import EVENTS_BY_KIND, is_about_files, kind_of_lane
 
 
 @dataclass(slots=True)

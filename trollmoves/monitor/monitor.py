@@ -14,7 +14,7 @@ from trollmoves.journal import DONE, DROPPED, FAILED, Journal
 from trollmoves.monitor.alarms import Alarms, ChainState, limits_of
 from trollmoves.monitor.commands import AlarmCommands
 from trollmoves.monitor.health import CODES, OK, WARNING, Health
-from trollmoves.scheduler.kinds import EVENTS_BY_KIND, is_about_files
+from trollmoves.scheduler.task_kinds import EVENTS_BY_KIND, is_about_files
 
 logger = logging.getLogger(__name__)
 

@@ -34,9 +34,9 @@ from trollmoves.orders.order import (
     Order,
     OrderRejected,
 )
-from trollmoves.scheduler.kinds import EVENTS, FILE_KINDS
 from trollmoves.scheduler.pauses import Pauses, ended_by, lanes_named, unknown_name
 from trollmoves.scheduler.scheduler import Scheduler
+from trollmoves.scheduler.task_kinds import EVENTS, FILE_KINDS
 from trollmoves.utils.texts import counted
 
 logger = logging.getLogger(__name__)

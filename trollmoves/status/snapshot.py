@@ -12,9 +12,9 @@ from trollmoves.config.options import ChainOptions, ClientOptions
 from trollmoves.errors import JournalError
 from trollmoves.journal import FailureRow, FinishedRow, JournalReader, LaneRow, WaitingRow
 from trollmoves.net import urls
-from trollmoves.scheduler.kinds import kind_of_lane
 from trollmoves.scheduler.pauses import Pauses
 from trollmoves.scheduler.scheduler import LaneState
+from trollmoves.scheduler.task_kinds import kind_of_lane
 from trollmoves.status import model
 from trollmoves.status.model import Chain, Daemon, Destination, Member, Provider, Traffic, quantile, worst
 from trollmoves.status.names import error_of, file_of_key

@@ -15,7 +15,7 @@ from trollmoves.journal.sqlite.orders import OrderTable, record_offline
 from trollmoves.journal.sqlite.placement import network_warning, place_journal
 from trollmoves.journal.sqlite.pruning import Pruning
 from trollmoves.journal.sqlite.reader import SqliteReader, running_pid
-from trollmoves.journal.sqlite.wanted import WANTED
+from trollmoves.journal.sqlite.wanted_pushes import WANTED
 
 __all__ = [
     "SqliteJournal",

@@ -28,7 +28,7 @@ from trollmoves.journal.sqlite.files import (
     write_times,
 )
 from trollmoves.journal.sqlite.recovery import NotAJournal, is_corruption, quarantine, restore, salvage
-from trollmoves.journal.sqlite.wanted import add_functions
+from trollmoves.journal.sqlite.wanted_pushes import add_functions
 from trollmoves.journal.views import MemberRow
 
 logger = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ from trollmoves.journal.common.reader import ReaderQueries
 from trollmoves.journal.location import LOCK_SUFFIX
 from trollmoves.journal.sqlite.database import SCHEMA_VERSION
 from trollmoves.journal.sqlite.files import connect_read_only, file_size, journal_size, to_journal_error
-from trollmoves.journal.sqlite.wanted import WANTED, add_functions
+from trollmoves.journal.sqlite.wanted_pushes import WANTED, add_functions
 from trollmoves.journal.views import MemberRow
 
 SCAN_BATCH = 20_000  # rows examined in one query, so that the write-ahead log of the daemon can be truncated

@@ -19,7 +19,7 @@ import fsspec
 import pytest
 from posttroll.message import Message
 
-from trollmoves.config.kinds import detect_kind, section_names
+from trollmoves.config.daemon_kinds import detect_kind, section_names
 from trollmoves.errors import OriginMissing, OriginUnreadable, UnknownHostKey
 from trollmoves.fetcher import cli, fetch_from_message
 from trollmoves.fetching import filesystems

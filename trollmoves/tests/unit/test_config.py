@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import pytest
 
-from trollmoves.config import config_file, document, parsers
+from trollmoves.config import config_file, ini_and_yaml, parsers
 from trollmoves.config.config_file import Configuration
 from trollmoves.config.options import ChainOptions, ClientOptions, MirrorOptions, ServerOptions
 from trollmoves.config.parsers import ProviderAddress
@@ -486,7 +486,7 @@ class TestFile:
             (b"[a]\n[b]\n[a]\n", "[a] the section is defined twice, the second time in line 3"),
             (b"[a]\n# Norrk\xf6ping\n", "line 2 is not UTF-8 text"),
             (b"[a]\ntopic = /a\n\0\0\0\0", "line 3 contains a control character"),
-            (b"[a]\n" + b"#" * document.MAX_FILE_SIZE, "is larger than 4194304 bytes"),
+            (b"[a]\n" + b"#" * ini_and_yaml.MAX_FILE_SIZE, "is larger than 4194304 bytes"),
             (b"[DEFAULT]\nworkers = many\nmax_transfers_per_host = 0\n[a]\norigin = /x\ntopic = /a\n",
              "[DEFAULT] workers: must be an integer: 'many'; max_transfers_per_host: must be between 1 and 1000: '0'"),
             (b"[a]\ntopic = /a\n[b]\norigin = /b\n",

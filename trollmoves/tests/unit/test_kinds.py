@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from trollmoves.config.kinds import detect_kind, section_names
+from trollmoves.config.daemon_kinds import detect_kind, section_names
 from trollmoves.errors import ConfigError
 
 SERVER = "[a]\norigin = /in/{name}\ntopic = /a\nrequest_port = 9094\n"

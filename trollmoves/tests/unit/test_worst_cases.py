@@ -15,7 +15,7 @@ from pathlib import Path
 import posttroll.message
 import pytest
 
-from trollmoves.config import document
+from trollmoves.config import ini_and_yaml
 from trollmoves.errors import TrollmovesError
 from trollmoves.matching.conditions import parse_conditions
 from trollmoves.matching.patterns import ComposeError, Origin, Pattern, reader
@@ -155,10 +155,10 @@ def nameserver(text: str) -> None:
 def ini(text: str) -> None:
     """Read an INI file with this text in each place."""
     with suppress(TrollmovesError):
-        document.is_ini(text)
+        ini_and_yaml.is_ini(text)
     for raw in (text, f"[{text}]", f"[a]\n{text}", f"[a]\n{text} = 1", f"[a]\nb = {text}", f"[a]\nb{text}c = 1"):
         with suppress(TrollmovesError):
-            document.read_ini("a.ini", raw)
+            ini_and_yaml.read_ini("a.ini", raw)
 
 
 def net_rc(text: str) -> None:

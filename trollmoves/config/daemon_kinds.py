@@ -12,8 +12,8 @@ from trollmoves.config import config_file, removal_file
 from trollmoves.config.config_file import Configuration
 from trollmoves.config.diagnostics import Diagnostics
 from trollmoves.config.dispatcher_file import SUBSCRIBER, read_dispatcher_config
-from trollmoves.config.document import DEFAULT, Document, is_ini, load_yaml, read_document, read_ini, read_text
 from trollmoves.config.fetch_files import read_fetcher_config, read_s3downloader_config
+from trollmoves.config.ini_and_yaml import DEFAULT, Document, is_ini, load_yaml, read_document, read_ini, read_text
 from trollmoves.config.option_table import options_of
 from trollmoves.config.options import ClientOptions, MirrorOptions, MoveItOptions, ProcessOptions, ServerOptions
 from trollmoves.errors import ConfigError
