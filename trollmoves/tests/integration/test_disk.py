@@ -296,17 +296,19 @@ def test_disk_of_the_log_is_full(tmp_path: Path) -> None:
         pair = ServerClientPair(testbed)
         disk = mount(testbed, testbed.root / "disk", "size=1m")
         pair.server.command = [*pair.server.command, "-l", str(disk / "server.log")]
-        pair.server.ready = lambda _: b", journal " in (disk / "server.log").read_bytes()
+        log = disk / "server.log"
+        pair.server.ready = lambda _: log.exists() and b", journal " in log.read_bytes()
         pair.start()
         pair.feeder.feed(3)
         pair.wait_until_done()
         ballast = fill(disk)
         pair.feeder.feed(50)
         pair.wait_until_done()
+        until(lambda: "lines are dropped and counted" in pair.server.lines(), what="lines are dropped")
         ballast.unlink()
         pair.feeder.feed(3)
         pair.wait_until_done()
-        until(lambda: b"log lines dropped: No space left" in (disk / "server.log").read_bytes(), what="it is logged")
+        until(lambda: b"log lines dropped: No space left" in log.read_bytes(), what="it is logged")
         assert pair.server.terminate() == 0
 
 
