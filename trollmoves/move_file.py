@@ -113,8 +113,8 @@ class Command:
             for line in self.skipped:
                 progress.add(0, delivered=False)
                 display.error(printable(line))
-            futures = {threads.submit(self._deliver, one, progress): one for one in self.deliveries}
             try:
+                futures = {threads.submit(self._deliver, one, progress): one for one in self.deliveries}
                 for future in as_completed(futures):
                     _finish(future, futures[future], progress, display)
             except _Stopped as stopped:

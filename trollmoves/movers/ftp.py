@@ -43,6 +43,7 @@ logger = logging.getLogger(__name__)
 BLOCK = 1 << 18  # bytes per call of send
 IMPLICIT_TLS_PORT = 990  # TLS starts with the connection, without AUTH TLS
 FINAL_REPLY_TIMEOUT = 2.0  # seconds to wait for a reply after the data connection broke
+ABORT_REPLY_TIMEOUT = 5.0  # seconds to wait for the reply to an abort, which comes after the data on the line
 TLS_CLOSE_TIMEOUT = 2.0  # seconds to shut down TLS on a data connection
 _BY_CODE: dict[str, type[TransferError]] = {
     "421": ConnectionFailed,
@@ -137,7 +138,7 @@ class FtpConnection(Connection):
     def _replies_soon(self) -> bool:
         """Return True if the server replies to an abort: some do not if there was no data."""
         try:
-            with self._timeout(FINAL_REPLY_TIMEOUT):
+            with self._timeout(ABORT_REPLY_TIMEOUT):
                 self._ftp.voidresp()
         except ftplib.Error:
             return True

@@ -135,8 +135,12 @@ class _Reader(io.FileIO):
     """Reads a source and stores read errors there: libraries may convert the exception."""
 
     def __init__(self, source: SourceFile) -> None:
-        super().__init__(source.fd, closefd=False)
         self._source = source
+        try:
+            super().__init__(source.fd, closefd=False)
+        except OSError as error:  # after Ctrl-C the descriptor is that of a directory
+            source.record_read_error(error)
+            raise
 
     def read(self, size: int | None = -1) -> bytes | Any:
         """Return the next bytes, up to ``size``."""

@@ -18,6 +18,9 @@ from urllib.parse import quote
 import pytest
 
 import trollmoves
+from trollmoves.errors import OriginUnreadable
+from trollmoves.movers import MOVERS, close_connections
+from trollmoves.net import urls
 from trollmoves.tests.helpers.daemons import Testbed
 from trollmoves.tests.helpers.directories import RemoteDirectory
 from trollmoves.tests.helpers.waiting import until
@@ -192,7 +195,7 @@ def slow_transfer(testbed: Testbed, scheme: str) -> tuple[list[str], Callable[[]
     url = str(out)
     if scheme != "file":
         remote = RemoteDirectory(testbed, scheme, out)
-        remote.proxy.rate = 1_000_000
+        remote.proxy.rate = 4_000_000  # a second for the bytes that SFTP sends ahead of replies
         url = remote.url
     return [str(origin), url], lambda: os.listdir(out), environment(HOME=str(testbed.directory("home")))
 
@@ -211,6 +214,27 @@ def test_ctrl_c_ends_cleanly(testbed: Testbed, scheme: str) -> None:
     assert (process.returncode, out) == (130, "")
     assert errors.startswith("move_file.py: interrupted: copied 0 of 1 file to ")
     assert errors.count("\n") == 1
+    assert listed() == [], errors
+
+
+@pytest.mark.parametrize("scheme", ["file", "ftp", "scp", "sftp"])
+def test_end_before_the_first_byte(testbed: Testbed, scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that cannot be read any more, as after Ctrl-C, when its partial was created, leaves no partial."""
+    (origin, url), listed, variables = slow_transfer(testbed, scheme)
+    monkeypatch.setenv("HOME", variables["HOME"])
+    mover = MOVERS[scheme](origin, urls.parse(url), {})
+    directory = os.open("/", os.O_RDONLY | os.O_DIRECTORY)
+
+    def make_unreadable(descriptor: int) -> None:
+        os.dup2(directory, descriptor, inheritable=False)
+
+    mover.on_opened = make_unreadable
+    try:
+        with pytest.raises(OriginUnreadable):
+            mover.copy()
+    finally:
+        close_connections()
+        os.close(directory)
     assert listed() == []
 
 

@@ -13,6 +13,7 @@ from trollmoves.tests.servers.process import HOST, PROXY_HOST
 
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER: close by a reset
 _NEVER = 1 << 62
+_BUFFER = 1 << 16  # bytes that a connection may hold: they pass also after a reset, at the rate of the proxy
 
 
 class Proxy:
@@ -56,6 +57,7 @@ class Proxy:
         """Accept connections."""
         for port in self.ports:
             listener = socket.create_server((PROXY_HOST, port), backlog=64)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
             self._listeners.append(listener)
             threading.Thread(target=self._accept, args=(listener, port), name="proxy", daemon=True).start()
 
