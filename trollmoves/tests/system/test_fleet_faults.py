@@ -121,6 +121,9 @@ class Fleet:
         """Start a member that has ended."""
         member.start()
 
+    def wait_until_succeeded(self, by: Process) -> None:
+        """Wait until the other member does the work of one that has ended."""
+
     def suspend(self) -> tuple[Process, Process]:
         """Suspend a member while transfers run; return it and the other one."""
         one, other = self.pair()
@@ -244,6 +247,10 @@ class StandbyServers(Servers):
         self.restart(standby)
         self.others[0].start()
         self.others[0].wait_for_line("connected to")
+
+    def wait_until_succeeded(self, by: Process) -> None:
+        """Wait until the standby has opened the journal: else the other one may become active again."""
+        by.wait_for_line(Fleet.joined, seconds=SECONDS)
 
     def restart(self, member: Process) -> None:
         """Start a member, which waits as standby."""
@@ -429,6 +436,7 @@ def test_clock_of_a_member(testbed: Testbed, network: Network, kind: type[Fleet]
         fleet.wait_until_done()
     one, other = fleet.pair()
     assert one.terminate() == 0
+    fleet.wait_until_succeeded(other)
     fleet.clock.set_to(now + YEAR)
     fleet.restart(one)
     fleet.feed(10)
