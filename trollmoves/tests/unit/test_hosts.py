@@ -149,6 +149,25 @@ def test_the_memory_of_a_resolver_is_bounded() -> None:
     assert len(resolver._names) == hosts.MAX_CACHED_ANSWERS
 
 
+def test_look_ups_of_forgotten_names_count() -> None:
+    """A look-up counts to the limit until it ends, also if its name is forgotten before."""
+    begun: list[str] = []
+    release = threading.Event()
+
+    def look_up(name: str) -> list[str]:
+        begun.append(name)
+        release.wait(100)
+        return []
+
+    resolver = hosts.Resolver(look_up, first_wait=0.0)
+    for number in range(hosts.MAX_CACHED_ANSWERS + 2 * hosts.MAX_LOOKUPS):
+        resolver.addresses(f"h{number}")
+    until(lambda: len(begun) == hosts.MAX_LOOKUPS, what="the look-ups have begun")
+    release.set()
+    until(lambda: resolver.addresses("later") == () and "later" in begun, what="a look-up after their end")
+    assert len(begun) == hosts.MAX_LOOKUPS + 1
+
+
 @pytest.mark.parametrize(("texts", "valid"), [(VALID, True), (INVALID, False)])
 def test_host_and_port(texts: list[str], valid: bool) -> None:
     """An address of a peer is a host and a port; ZeroMQ's other notations reach sockets inside this host."""
