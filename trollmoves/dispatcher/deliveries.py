@@ -409,7 +409,8 @@ def enqueue(deliveries: Iterable[tuple[Deliveries, Task]], journal: Journal, sch
             renewed[stored.id] = stored
         else:
             owner.log_ignored(stored)
-    again = journal.reset_tasks(restarted.values()) if restarted else []
+    # One that has ended by now stays done: a second delivery would not be followed by the removal of its file.
+    again = journal.reset_tasks(restarted.values(), unless_done=True) if restarted else []
     if renewed:
         journal.renew_tasks(renewed.values())
     scheduler.submit([*new, *again, *renewed.values()])

@@ -150,10 +150,11 @@ class Journal(Protocol):
     def ended(self, ids: Collection[int]) -> list[Task]:
         """Return those of the tasks with these ids that are done, failed or dropped."""
 
-    def reset_tasks(self, tasks: Iterable[Task]) -> list[Task]:
+    def reset_tasks(self, tasks: Iterable[Task], *, unless_done: bool = False) -> list[Task]:
         """Store the body, lane, rank, due time, state, tries and creation time of existing tasks, to restart them.
 
-        Return those that were stored: not those that another member runs, or that were deleted.
+        Return those that were stored: not those that another member runs, or that were deleted; with ``unless_done``
+        not those that are done by now.
         """
 
     def renew_tasks(self, tasks: Iterable[Task]) -> None:

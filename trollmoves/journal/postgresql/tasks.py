@@ -126,7 +126,7 @@ _RESET = (
     "UPDATE tasks SET body = %(body)s, lane = %(lane)s, rank = %(rank)s, due = %(due)s, state = %(state)s, "
     "tries = %(tries)s, created = %(created)s, failure = NULL, "
     f"holder = CASE WHEN %(state)s = 0 AND NOT {_turn_is_held('tasks')} THEN %(me)s::bigint END WHERE id = %(id)s "
-    f"AND {_OURS} RETURNING holder IS NOT NULL"
+    f"AND NOT (%(unless_done)s::boolean AND state = 1) AND {_OURS} RETURNING holder IS NOT NULL"
 )
 _RENEW = (
     "UPDATE tasks SET id = nextval(pg_get_serial_sequence('tasks', 'id')), body = %(body)s, lane = %(lane)s, "
@@ -289,17 +289,18 @@ class PostgresTasks(PostgresQueries, TaskQueries):
 
         return self._database.run(work, now)
 
-    def reset_tasks(self, tasks: Iterable[Task]) -> list[Task]:
+    def reset_tasks(self, tasks: Iterable[Task], *, unless_done: bool = False) -> list[Task]:
         tasks = list(tasks)
 
         def work(db: Connection) -> list[Task]:
-            stored = {t.id for t in sorted(tasks, key=lambda t: t.id) if self.reset(db, t)}
+            ordered = sorted(tasks, key=lambda t: t.id)
+            stored = {t.id for t in ordered if self.reset(db, t, unless_done=unless_done)}
             return [task for task in tasks if task.id in stored]
 
         return self._database.run(work)
 
-    def reset(self, db: Connection, t: Task) -> bool:
-        """Store a restarted task within a transaction; return False if another member runs it."""
+    def reset(self, db: Connection, t: Task, *, unless_done: bool = False) -> bool:
+        """Store a restarted task within a transaction; return False if another member runs it, see ``reset_tasks``."""
         t.lane = to_sqlite_text(t.lane)
         values = {
             "body": self._stored_text(t.body),
@@ -311,6 +312,7 @@ class PostgresTasks(PostgresQueries, TaskQueries):
             "created": t.created,
             "id": t.id,
             "me": self._membership.id,
+            "unless_done": unless_done,
         }
         row = db.execute(_RESET.encode(), values).fetchone()
         t.held = bool(row and row[0])

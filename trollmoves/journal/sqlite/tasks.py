@@ -85,9 +85,9 @@ class TaskTable(JournalDatabase, TaskQueries):
         rows = self._read(_SELECT_KEY, (chain, kind, to_sqlite_text(key)))
         return task_of(rows[0]) if rows else None
 
-    def reset_tasks(self, tasks: Iterable[Task]) -> list[Task]:
+    def reset_tasks(self, tasks: Iterable[Task], *, unless_done: bool = False) -> list[Task]:
         with self._transaction() as db:
-            return [task for task in tasks if _reset(db, task)]
+            return [task for task in tasks if _reset(db, task, unless_done=unless_done)]
 
     def renew_tasks(self, tasks: Iterable[Task]) -> None:
         now = self.now()
@@ -335,12 +335,12 @@ class _Editor:
         _reset(self._db, task)
 
 
-def _reset(db: sqlite3.Connection, t: Task) -> bool:
+def _reset(db: sqlite3.Connection, t: Task, *, unless_done: bool = False) -> bool:
     t.lane = to_sqlite_text(t.lane)
     cursor = db.execute(
         "UPDATE tasks SET body = ?, lane = ?, rank = ?, due = ?, state = ?, tries = ?, created = ?, failure = NULL "
-        "WHERE id = ?",
-        (to_sqlite_text(t.body), t.lane, t.rank, t.due, t.state, t.tries, t.created, t.id),
+        "WHERE id = ? AND NOT (? AND state = 1)",
+        (to_sqlite_text(t.body), t.lane, t.rank, t.due, t.state, t.tries, t.created, t.id, unless_done),
     )
     return cursor.rowcount == 1
 

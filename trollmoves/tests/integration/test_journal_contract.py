@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -569,6 +570,15 @@ def test_only_existing_tasks_are_reset(journal: Journal) -> None:
     missing = task("b")
     missing.id = one.id + 1000
     assert journal.reset_tasks([one, missing]) == [one]
+
+
+def test_task_that_has_ended_stays_done(journal: Journal) -> None:
+    """A task that was seen waiting and is done by now is restarted only if that is wanted, a failed one always."""
+    (one, _), (other, _) = journal.add_tasks([task("a"), task("b")])
+    journal.finish([Outcome(replace(one), DONE), Outcome(replace(other), FAILED, "why")])
+    assert journal.reset_tasks([one, other], unless_done=True) == [other]
+    assert [found.state for key in "ab" if (found := journal.find("chain", one.kind, key))] == [DONE, WAITING]
+    assert journal.reset_tasks([one]) == [one]
 
 
 # -- appending
